@@ -1,0 +1,4 @@
+PYTHON ?= python3
+
+export:
+	$(PYTHON) tools/export.py
