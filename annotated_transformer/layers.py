@@ -1,0 +1,175 @@
+"""Residual connections, encoder and decoder layers, and the two stacks (§3.1)."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from .attention import CrossAttention, KeyValueCache, SelfAttention
+from .feed_forward import FeedForward
+
+LAYER_NORM_EPS = (
+    1e-6  # inside the root, as in the original code; torch's default is 1e-5
+)
+
+
+class PostNorm(nn.Module):
+    """LayerNorm(x + Dropout(Sublayer(x))), the paper's residual connection (§3.1, §5.4)."""
+
+    def __init__(self, d_model: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(d_model, eps=LAYER_NORM_EPS)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+        """x: (B, T, D). Returns (B, T, D)."""
+        return self.norm(x + self.dropout(sublayer(x)))
+
+    @staticmethod
+    def final_norm(d_model: int) -> nn.Module:
+        """What stands on top of a stack: nothing, its last sub-layer has already been normalised."""
+        return nn.Identity()
+
+
+class PreNorm(nn.Module):
+    """x + Dropout(Sublayer(LayerNorm(x))). Differs from the paper: the norm is inside the branch."""
+
+    def __init__(self, d_model: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(d_model, eps=LAYER_NORM_EPS)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+        """x: (B, T, D). Returns (B, T, D)."""
+        return x + self.dropout(sublayer(self.norm(x)))
+
+    @staticmethod
+    def final_norm(d_model: int) -> nn.Module:
+        """What stands on top of a stack: one norm, since nothing has normalised the sum so far."""
+        return nn.LayerNorm(d_model, eps=LAYER_NORM_EPS)
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention, then the feed-forward network, each inside a residual connection (§3.1).
+
+    residual: makes the connection around one sub-layer, for example `lambda: PostNorm(512, 0.1)`.
+    """
+
+    def __init__(
+        self,
+        self_attention: SelfAttention,
+        feed_forward: FeedForward,
+        residual: Callable[[], nn.Module],
+    ) -> None:
+        super().__init__()
+        self.self_attention = self_attention
+        self.feed_forward = feed_forward
+        self.residuals = nn.ModuleList(residual() for _ in range(2))
+
+    def forward(self, x: Tensor, src_mask: Tensor | None = None) -> Tensor:
+        """x: (B, S, D), src_mask: (B, 1, 1, S) bool. Returns (B, S, D)."""
+        x = self.residuals[0](x, lambda x: self.self_attention(x, src_mask))
+        return self.residuals[1](x, self.feed_forward)
+
+
+class LayerCache(NamedTuple):
+    """The keys and values of one decoder layer's two attentions."""
+
+    self_attention: KeyValueCache
+    cross_attention: KeyValueCache
+
+
+class DecoderLayer(nn.Module):
+    """Causal self-attention, attention over the encoder's output, then the feed-forward network (§3.1).
+
+    residual: makes the connection around one sub-layer, for example `lambda: PostNorm(512, 0.1)`.
+    """
+
+    def __init__(
+        self,
+        self_attention: SelfAttention,
+        cross_attention: CrossAttention,
+        feed_forward: FeedForward,
+        residual: Callable[[], nn.Module],
+    ) -> None:
+        super().__init__()
+        self.self_attention = self_attention
+        self.cross_attention = cross_attention
+        self.feed_forward = feed_forward
+        self.residuals = nn.ModuleList(residual() for _ in range(3))
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor,
+        src_mask: Tensor | None = None,
+        tgt_mask: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """x: (B, T, D), memory: (B, S, D), src_mask: (B, 1, 1, S), tgt_mask: (B, 1, T, T). Returns (B, T, D)."""
+        own, cross = cache or (None, None)
+        x = self.residuals[0](x, lambda x: self.self_attention(x, tgt_mask, own))
+        x = self.residuals[1](
+            x, lambda x: self.cross_attention(x, memory, src_mask, cross)
+        )
+        return self.residuals[2](x, self.feed_forward)
+
+
+class Encoder(nn.Module):
+    """N encoder layers (§3.1). final_norm: `PostNorm.final_norm(D)` (nothing) or `PreNorm.final_norm(D)`."""
+
+    def __init__(self, layers: Iterable[EncoderLayer], final_norm: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.final_norm = final_norm
+
+    def forward(self, x: Tensor, src_mask: Tensor | None = None) -> Tensor:
+        """x: (B, S, D), src_mask: (B, 1, 1, S) bool. Returns the memory, (B, S, D)."""
+        for layer in self.layers:
+            x = layer(x, src_mask)
+        return self.final_norm(x)
+
+
+class DecoderCache:
+    """The keys and values of every layer of a decoder, and how many positions they cover."""
+
+    def __init__(self, n_layers: int) -> None:
+        self.layers = [
+            LayerCache(KeyValueCache(), KeyValueCache()) for _ in range(n_layers)
+        ]
+
+    @property
+    def length(self) -> int:
+        """Number of target positions held."""
+        return self.layers[0].self_attention.length
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows of the batch, in this order: (B',) int64. Rows may be dropped or repeated."""
+        for layer in self.layers:
+            for cache in layer:
+                cache.select(rows)
+
+
+class Decoder(nn.Module):
+    """N decoder layers (§3.1). final_norm: `PostNorm.final_norm(D)` (nothing) or `PreNorm.final_norm(D)`."""
+
+    def __init__(self, layers: Iterable[DecoderLayer], final_norm: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.final_norm = final_norm
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor,
+        src_mask: Tensor | None = None,
+        tgt_mask: Tensor | None = None,
+        cache: DecoderCache | None = None,
+    ) -> Tensor:
+        """x: (B, T, D), memory: (B, S, D), src_mask: (B, 1, 1, S), tgt_mask: (B, 1, T, T). Returns (B, T, D)."""
+        for layer, layer_cache in zip(
+            self.layers,
+            cache.layers if cache is not None else [None] * len(self.layers),
+        ):
+            x = layer(x, memory, src_mask, tgt_mask, layer_cache)
+        return self.final_norm(x)
