@@ -1,3 +1,4 @@
+# Written in notebooks/3_1_encoder_and_decoder_stacks.ipynb; edit it there.
 """Residual connections, encoder and decoder layers, and the two stacks (§3.1)."""
 
 from collections.abc import Callable, Iterable
@@ -8,13 +9,28 @@ from torch import Tensor, nn
 from .attention import CrossAttention, KeyValueCache, SelfAttention
 from .feed_forward import FeedForward
 
-LAYER_NORM_EPS = (
-    1e-6  # inside the root, as in the original code; torch's default is 1e-5
-)
+__all__ = [
+    "LAYER_NORM_EPS",
+    "PostNorm",
+    "PreNorm",
+    "EncoderLayer",
+    "LayerCache",
+    "DecoderLayer",
+    "Encoder",
+    "DecoderCache",
+    "Decoder",
+]
+
+
+# Inside the root, as in the original code; torch's default is 1e-5.
+LAYER_NORM_EPS = 1e-6
 
 
 class PostNorm(nn.Module):
-    """LayerNorm(x + Dropout(Sublayer(x))), the paper's residual connection (§3.1, §5.4)."""
+    """LayerNorm(x + Dropout(Sublayer(x))), the paper's connection (§3.1, §5.4).
+
+    d_model: width D. dropout: P_drop, on the sub-layer's output.
+    """
 
     def __init__(self, d_model: int, dropout: float) -> None:
         super().__init__()
@@ -27,12 +43,16 @@ class PostNorm(nn.Module):
 
     @staticmethod
     def final_norm(d_model: int) -> nn.Module:
-        """What stands on top of a stack: nothing, its last sub-layer has already been normalised."""
+        """What ends a stack: nothing, the last sum is normalised already."""
         return nn.Identity()
 
 
 class PreNorm(nn.Module):
-    """x + Dropout(Sublayer(LayerNorm(x))). Differs from the paper: the norm is inside the branch."""
+    """x + Dropout(Sublayer(LayerNorm(x))).
+
+    Differs from the paper: the norm is inside the branch. d_model: width D.
+    dropout: P_drop, on the sub-layer's output.
+    """
 
     def __init__(self, d_model: int, dropout: float) -> None:
         super().__init__()
@@ -45,14 +65,15 @@ class PreNorm(nn.Module):
 
     @staticmethod
     def final_norm(d_model: int) -> nn.Module:
-        """What stands on top of a stack: one norm, since nothing has normalised the sum so far."""
+        """What ends a stack: one norm, nothing has normalised the sum so far."""
         return nn.LayerNorm(d_model, eps=LAYER_NORM_EPS)
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention, then the feed-forward network, each inside a residual connection (§3.1).
+    """Self-attention and the feed-forward network, each in a connection (§3.1).
 
-    residual: makes the connection around one sub-layer, for example `lambda: PostNorm(512, 0.1)`.
+    residual: makes the connection around one sub-layer, for example
+    `lambda: PostNorm(512, 0.1)`; called once for each.
     """
 
     def __init__(
@@ -80,9 +101,10 @@ class LayerCache(NamedTuple):
 
 
 class DecoderLayer(nn.Module):
-    """Causal self-attention, attention over the encoder's output, then the feed-forward network (§3.1).
+    """Causal self-attention, attention over the memory, feed-forward network (§3.1).
 
-    residual: makes the connection around one sub-layer, for example `lambda: PostNorm(512, 0.1)`.
+    residual: makes the connection around one sub-layer, for example
+    `lambda: PostNorm(512, 0.1)`; called once for each.
     """
 
     def __init__(
@@ -106,7 +128,12 @@ class DecoderLayer(nn.Module):
         tgt_mask: Tensor | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        """x: (B, T, D), memory: (B, S, D), src_mask: (B, 1, 1, S), tgt_mask: (B, 1, T, T). Returns (B, T, D)."""
+        """x: (B, T, D), memory: (B, S, D). Returns (B, T, D).
+
+        src_mask: (B, 1, 1, S) bool, which of the memory's positions exist.
+        tgt_mask: (B, 1, T, T) bool, which of x's positions each may attend to.
+        cache: x then holds the new positions only, and sees the old ones in the cache.
+        """
         own, cross = cache or (None, None)
         x = self.residuals[0](x, lambda x: self.self_attention(x, tgt_mask, own))
         x = self.residuals[1](
@@ -116,7 +143,10 @@ class DecoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """N encoder layers (§3.1). final_norm: `PostNorm.final_norm(D)` (nothing) or `PreNorm.final_norm(D)`."""
+    """N encoder layers (§3.1).
+
+    final_norm: what `PostNorm.final_norm(D)` or `PreNorm.final_norm(D)` returns.
+    """
 
     def __init__(self, layers: Iterable[EncoderLayer], final_norm: nn.Module) -> None:
         super().__init__()
@@ -131,7 +161,10 @@ class Encoder(nn.Module):
 
 
 class DecoderCache:
-    """The keys and values of every layer of a decoder, and how many positions they cover."""
+    """The keys and values of every layer of a decoder.
+
+    n_layers: N, the number of layers of the decoder.
+    """
 
     def __init__(self, n_layers: int) -> None:
         self.layers = [
@@ -144,14 +177,20 @@ class DecoderCache:
         return self.layers[0].self_attention.length
 
     def select(self, rows: Tensor) -> None:
-        """Keep these rows of the batch, in this order: (B',) int64. Rows may be dropped or repeated."""
+        """Keep these rows of the batch, in this order.
+
+        rows: (B',) int64. Rows may be dropped or repeated.
+        """
         for layer in self.layers:
             for cache in layer:
                 cache.select(rows)
 
 
 class Decoder(nn.Module):
-    """N decoder layers (§3.1). final_norm: `PostNorm.final_norm(D)` (nothing) or `PreNorm.final_norm(D)`."""
+    """N decoder layers (§3.1), all of which attend to the same memory.
+
+    final_norm: what `PostNorm.final_norm(D)` or `PreNorm.final_norm(D)` returns.
+    """
 
     def __init__(self, layers: Iterable[DecoderLayer], final_norm: nn.Module) -> None:
         super().__init__()
@@ -166,10 +205,13 @@ class Decoder(nn.Module):
         tgt_mask: Tensor | None = None,
         cache: DecoderCache | None = None,
     ) -> Tensor:
-        """x: (B, T, D), memory: (B, S, D), src_mask: (B, 1, 1, S), tgt_mask: (B, 1, T, T). Returns (B, T, D)."""
-        for layer, layer_cache in zip(
-            self.layers,
-            cache.layers if cache is not None else [None] * len(self.layers),
-        ):
+        """x: (B, T, D), memory: (B, S, D). Returns (B, T, D).
+
+        src_mask: (B, 1, 1, S) bool, tgt_mask: (B, 1, T, T) bool, as `DecoderLayer`.
+        cache: x then holds the new positions only. Raises ValueError where the cache
+        was made for another number of layers.
+        """
+        caches = [None] * len(self.layers) if cache is None else cache.layers
+        for layer, layer_cache in zip(self.layers, caches, strict=True):
             x = layer(x, memory, src_mask, tgt_mask, layer_cache)
         return self.final_norm(x)

@@ -1,13 +1,13 @@
+# Written in notebooks/3_1_encoder_and_decoder_stacks.ipynb; edit it there.
 """The whole model (§3, Figure 1) and its configuration."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 
 from torch import Tensor, nn
 
 from .attention import (
     CrossAttention,
-    MultiHeadAttention,
     SelfAttention,
     fused_attention,
     padding_mask,
@@ -24,7 +24,20 @@ from .layers import (
     PostNorm,
     PreNorm,
 )
-from .positional_encoding import LearnedPositionalEncoding, SinusoidalPositionalEncoding
+from .positional_encoding import (
+    LearnedPositionalEncoding,
+    SinusoidalPositionalEncoding,
+)
+
+__all__ = [
+    "NORMS",
+    "POSITIONS",
+    "TransformerConfig",
+    "encoder_stack",
+    "decoder_stack",
+    "Transformer",
+]
+
 
 NORMS = {"post": PostNorm, "pre": PreNorm}
 POSITIONS = {
@@ -33,102 +46,86 @@ POSITIONS = {
 }
 
 
+def _rules(c: "TransformerConfig") -> Iterator[tuple[str, bool, str]]:
+    """The rules: (field, whether it holds, what would be right)."""
+    for name in ("vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "max_length"):
+        yield name, _is_count(getattr(c, name), 1), "a positive integer"
+    for name in ("d_k", "d_v"):
+        value = getattr(c, name)
+        yield name, value is None or _is_count(value, 1), "a positive integer or None"
+    if c.d_k is None or c.d_v is None:
+        expected = f"divisible by n_heads ({c.n_heads}) where d_k or d_v is None"
+        yield "d_model", c.d_model % c.n_heads == 0, expected
+    for name in ("dropout", "attention_dropout", "activation_dropout"):
+        yield name, _is_probability(getattr(c, name)), "a probability in [0, 1)"
+    yield "norm", c.norm in list(NORMS), " or ".join(map(repr, NORMS))
+    known = " or ".join(map(repr, POSITIONS))
+    yield "positions", c.positions in list(POSITIONS), known
+    if c.positions == "sinusoidal":
+        yield "d_model", c.d_model % 2 == 0, "even: sines and cosines come in pairs"
+    for name in ("pad_id", "bos_id", "eos_id"):
+        value = getattr(c, name)
+        inside = _is_count(value, 0) and value < c.vocab_size
+        yield name, inside, f"an integer in [0, {c.vocab_size})"
+    apart = c.pad_id not in (c.bos_id, c.eos_id)
+    yield "pad_id", apart, f"different from bos_id ({c.bos_id}) and eos_id ({c.eos_id})"
+
+
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_probability(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 <= value < 1
+
+
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Everything that decides the shape of a `Transformer`; the defaults are the paper's base model (Table 3).
+    """What decides the shape of a `Transformer`; by default the base model (Table 3).
 
     Raises ValueError, naming the field and its value, where a value makes no sense.
     """
 
-    vocab_size: int  # V, pieces, one vocabulary for both languages
-    d_model: int = 512  # D, width of every layer's input and output
+    vocab_size: int  # V, in pieces: one vocabulary for both languages
+    d_model: int = 512  # D, width of what every sub-layer is given and returns
     n_layers: int = 6  # the paper's N, in the encoder and again in the decoder
     n_heads: int = 8  # the paper's h
-    d_k: int | None = (
-        None  # width of a head's queries and keys; None: d_model / n_heads
-    )
-    d_v: int | None = None  # width of a head's values; None: d_model / n_heads
+    d_k: int | None = None  # width of one head's queries and keys; None: D / h
+    d_v: int | None = None  # width of one head's values; None: D / h
     d_ff: int = 2048  # width of the feed-forward network's hidden layer
-    dropout: float = (
-        0.1  # P_drop, on each sub-layer's output and on embedding + position (§5.4)
-    )
-    attention_dropout: float = 0.0  # on the attention weights; the paper has none
+    dropout: float = 0.1  # P_drop: on sub-layer outputs, on embedding + position (§5.4)
+    attention_dropout: float = 0.0  # on attention weights; the paper has none
     activation_dropout: float = 0.0  # after the ReLU; the paper has none
-    norm: str = "post"  # "post": LayerNorm(x + Sublayer(x)), the paper's; "pre": x + Sublayer(LayerNorm(x))
+    norm: str = "post"  # the paper's; or "pre": x + Sublayer(LayerNorm(x))
     positions: str = "sinusoidal"  # or "learned" (Table 3, row E)
-    max_length: int = 2048  # tokens, the longest sequence the positions cover
-    pad_id: int = 0  # fills short sequences
+    max_length: int = 2048  # tokens in the longest sequence that positions cover
+    pad_id: int = 0  # fills short sequences; no attention sees it
     bos_id: int = 1  # starts a target
     eos_id: int = 2  # ends a target
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "d_model",
-            "n_layers",
-            "n_heads",
-            "d_ff",
-            "max_length",
-        ):
-            self._require(name, _is_size(getattr(self, name)), "a positive integer")
-        for name in ("d_k", "d_v"):
-            self._require(
-                name,
-                getattr(self, name) is None or _is_size(getattr(self, name)),
-                "a positive integer or None",
-            )
-        if None in (self.d_k, self.d_v):
-            self._require(
-                "d_model",
-                self.d_model % self.n_heads == 0,
-                f"divisible by n_heads ({self.n_heads})",
-            )
-        for name in ("dropout", "attention_dropout", "activation_dropout"):
-            self._require(name, 0 <= getattr(self, name) < 1, "a probability in [0, 1)")
-        self._require("norm", self.norm in NORMS, " or ".join(map(repr, NORMS)))
-        self._require(
-            "positions", self.positions in POSITIONS, " or ".join(map(repr, POSITIONS))
-        )
-        if self.positions == "sinusoidal":
-            self._require(
-                "d_model",
-                self.d_model % 2 == 0,
-                "even, for a sine and a cosine of each frequency",
-            )
-        for name in ("pad_id", "bos_id", "eos_id"):
-            value = getattr(self, name)
-            self._require(
-                name,
-                isinstance(value, int) and 0 <= value < self.vocab_size,
-                f"in [0, {self.vocab_size})",
-            )
-
-    def _require(self, name: str, condition: bool, expected: str) -> None:
-        if not condition:
-            raise ValueError(
-                f"{name} is {getattr(self, name)!r}: it must be {expected}"
-            )
+        for name, holds, expected in _rules(self):
+            if not holds:
+                value = getattr(self, name)
+                raise ValueError(f"{name} is {value!r}: it must be {expected}")
 
     @classmethod
     def base(cls, vocab_size: int, **changes) -> "TransformerConfig":
-        """The paper's base model (Table 3): 63M parameters with a vocabulary of 37,000."""
+        """The paper's base model (Table 3): 63M parameters where V is 37,000."""
         return cls(vocab_size, **changes)
 
     @classmethod
     def big(cls, vocab_size: int, **changes) -> "TransformerConfig":
-        """The paper's big model (Table 3): 214M parameters with a vocabulary of 37,000."""
-        return cls(
-            vocab_size,
-            **{"d_model": 1024, "d_ff": 4096, "n_heads": 16, "dropout": 0.3, **changes},
-        )
+        """The paper's big model (Table 3): 214M parameters where V is 37,000."""
+        big = {"d_model": 1024, "d_ff": 4096, "n_heads": 16, "dropout": 0.3}
+        return cls(vocab_size, **{**big, **changes})
 
     @classmethod
     def tiny(cls, vocab_size: int, **changes) -> "TransformerConfig":
-        """A model two CPU cores train in minutes; not in the paper."""
-        return cls(
-            vocab_size,
-            **{"d_model": 128, "n_layers": 3, "n_heads": 4, "d_ff": 512, **changes},
-        )
+        """A model that two CPU cores train in minutes; not in the paper."""
+        tiny = {"d_model": 128, "n_layers": 3, "n_heads": 4, "d_ff": 512}
+        return cls(vocab_size, **{**tiny, **changes})
 
     def to_dict(self) -> dict:
         """Every field by name, as saved in config.json."""
@@ -136,22 +133,62 @@ class TransformerConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "TransformerConfig":
-        """The inverse of `to_dict`. Raises ValueError for a field that does not exist."""
+        """The inverse of `to_dict`; fields that have a default may be left out.
+
+        Raises ValueError for a field that does not exist, or that is missing.
+        """
         unknown = sorted(values.keys() - {field.name for field in fields(cls)})
         if unknown:
             raise ValueError(f"unknown configuration field: {', '.join(unknown)}")
+        if "vocab_size" not in values:
+            raise ValueError("missing configuration field: vocab_size")
         return cls(**values)
 
 
-def _is_size(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def encoder_stack(c: TransformerConfig, attention: Callable[..., Tensor]) -> Encoder:
+    """The N encoder layers that a configuration describes; attention: Eq. 1."""
+    layers = [
+        EncoderLayer(
+            _heads(SelfAttention, c, attention), _feed_forward(c), lambda: _residual(c)
+        )
+        for _ in range(c.n_layers)
+    ]
+    return Encoder(layers, NORMS[c.norm].final_norm(c.d_model))
+
+
+def decoder_stack(c: TransformerConfig, attention: Callable[..., Tensor]) -> Decoder:
+    """The N decoder layers that a configuration describes; attention: Eq. 1."""
+    layers = [
+        DecoderLayer(
+            _heads(SelfAttention, c, attention),
+            _heads(CrossAttention, c, attention),
+            _feed_forward(c),
+            lambda: _residual(c),
+        )
+        for _ in range(c.n_layers)
+    ]
+    return Decoder(layers, NORMS[c.norm].final_norm(c.d_model))
+
+
+def _heads(kind, c: TransformerConfig, attention: Callable[..., Tensor]) -> nn.Module:
+    widths = (c.d_model, c.n_heads, c.d_k, c.d_v)
+    return kind(*widths, c.attention_dropout, attention=attention)
+
+
+def _feed_forward(c: TransformerConfig) -> FeedForward:
+    return FeedForward(c.d_model, c.d_ff, c.activation_dropout)
+
+
+def _residual(c: TransformerConfig) -> nn.Module:
+    return NORMS[c.norm](c.d_model, c.dropout)
 
 
 class Transformer(nn.Module):
-    """The encoder-decoder of Figure 1: (source tokens, target tokens) → logits of each next target token.
+    """The encoder-decoder of Figure 1: source and target tokens → next-token logits.
 
-    config: the shape. attention: the function of Eq. 1 in every head, `fused_attention` or, to read along,
-    `scaled_dot_product_attention`; the results are the same.
+    config: the shape. attention: the function of Eq. 1 that every head calls,
+    `fused_attention` or, to read along, `scaled_dot_product_attention`; the results
+    are the same.
     """
 
     def __init__(
@@ -160,63 +197,26 @@ class Transformer(nn.Module):
         attention: Callable[..., Tensor] = fused_attention,
     ) -> None:
         super().__init__()
-        self.config = config
-        self.attention = attention
-        kind = NORMS[config.norm]
-        self.embedding = SharedEmbedding(
-            config.vocab_size, config.d_model, config.pad_id
-        )
-        self.positions = POSITIONS[config.positions](config.d_model, config.max_length)
-        self.dropout = nn.Dropout(config.dropout)
-        self.encoder = Encoder(
-            [self._encoder_layer() for _ in range(config.n_layers)],
-            kind.final_norm(config.d_model),
-        )
-        self.decoder = Decoder(
-            [self._decoder_layer() for _ in range(config.n_layers)],
-            kind.final_norm(config.d_model),
-        )
-
-    def _encoder_layer(self) -> EncoderLayer:
-        return EncoderLayer(
-            self._heads(SelfAttention), self._feed_forward(), self._residual
-        )
-
-    def _decoder_layer(self) -> DecoderLayer:
-        return DecoderLayer(
-            self._heads(SelfAttention),
-            self._heads(CrossAttention),
-            self._feed_forward(),
-            self._residual,
-        )
-
-    def _heads(self, kind: type[MultiHeadAttention]) -> MultiHeadAttention:
-        c = self.config
-        return kind(
-            c.d_model,
-            c.n_heads,
-            c.d_k,
-            c.d_v,
-            c.attention_dropout,
-            attention=self.attention,
-        )
-
-    def _feed_forward(self) -> FeedForward:
-        return FeedForward(
-            self.config.d_model, self.config.d_ff, self.config.activation_dropout
-        )
-
-    def _residual(self) -> nn.Module:
-        return NORMS[self.config.norm](self.config.d_model, self.config.dropout)
+        c = self.config = config
+        self.embedding = SharedEmbedding(c.vocab_size, c.d_model, c.pad_id)
+        self.positions = POSITIONS[c.positions](c.d_model, c.max_length)
+        self.dropout = nn.Dropout(c.dropout)
+        self.encoder = encoder_stack(c, attention)
+        self.decoder = decoder_stack(c, attention)
 
     def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
-        """tokens: (B, T) int64, the first of them at position start. Returns (B, T, D): §3.4 plus §3.5, dropped out."""
-        return self.dropout(
-            self.embedding(tokens) + self.positions(tokens.size(1), start)
-        )
+        """What both stacks are given: §3.4 plus §3.5, dropped out (§5.4).
+
+        tokens: (B, T) int64, the first of them at position start. Returns (B, T, D).
+        """
+        positions = self.positions(tokens.size(1), start)  # (T, D)
+        return self.dropout(self.embedding(tokens) + positions)
 
     def encode(self, src: Tensor, src_mask: Tensor | None) -> Tensor:
-        """src: (B, S) int64, src_mask: (B, 1, 1, S) bool, or None where nothing is padded. Returns the memory (B, S, D)."""
+        """src: (B, S) int64. Returns the memory (B, S, D).
+
+        src_mask: (B, 1, 1, S) bool, or None where nothing is padded.
+        """
         return self.encoder(self.embed(src), src_mask)
 
     def decode(
@@ -229,29 +229,34 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Hidden states that predict the token after each token of tgt.
 
-        tgt: (B, T) int64, memory: (B, S, D), src_mask: (B, 1, 1, S) bool or None, tgt_mask: (B, 1, T, T) bool; where
-        it is not given it is built from tgt, so that the decoder never sees the future. Returns (B, T, D).
+        tgt: (B, T) int64, memory: (B, S, D), src_mask: (B, 1, 1, S) bool or None.
+        tgt_mask: (B, 1, T, T) bool; where it is not given it is built from tgt, so that
+        the decoder never sees the future. Returns (B, T, D).
 
-        With a cache, tgt holds the tokens that are new: the first call may bring several, each later one brings one,
-        which attends to all before it. Raises ValueError where a later call brings more.
+        With a cache, tgt holds the tokens that are new: the first call may bring
+        several, each later one brings one, which attends to all before it.
+        Raises ValueError where a later call brings more.
         """
         past = 0 if cache is None else cache.length
         if past and tgt.size(1) > 1:
             raise ValueError(
-                f"{tgt.size(1)} tokens for a cache that holds {past}: after the first call, one at a time"
+                f"{tgt.size(1)} tokens for a cache that holds {past}: "
+                "after the first call, one at a time"
             )
         if past == 0 and tgt_mask is None:
             tgt_mask = target_mask(tgt, self.config.pad_id)
-        return self.decoder(
-            self.embed(tgt, start=past), memory, src_mask, tgt_mask, cache
-        )
+        x = self.embed(tgt, start=past)
+        return self.decoder(x, memory, src_mask, tgt_mask, cache)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden: (…, D). Returns (…, V), unnormalised log-probabilities of the next token."""
+        """hidden: (…, D). Returns (…, V): log-probabilities up to a constant."""
         return self.embedding.logits(hidden)
 
     def forward(self, src: Tensor, tgt: Tensor) -> Tensor:
-        """src: (B, S) int64, tgt: (B, T) int64, both filled up with pad_id. Returns logits (B, T, V)."""
+        """src: (B, S) int64, tgt: (B, T) int64, both filled up with pad_id.
+
+        Returns logits (B, T, V): those at t are for token t + 1 of the target.
+        """
         src_mask = padding_mask(src, self.config.pad_id)
         memory = self.encode(src, src_mask)
         return self.logits(self.decode(tgt, memory, src_mask))
