@@ -14,6 +14,8 @@ def disconnect(app: Sphinx, _config) -> None:
         for listener in list(listeners):
             if listener.handler.__module__.startswith(UNWANTED):
                 listeners.remove(listener)
+    styles = app.registry.css_files
+    styles[:] = [style for style in styles if style[0] != "sphinx-thebe.css"]
 
 
 def setup(app: Sphinx) -> dict:
