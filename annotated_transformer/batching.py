@@ -19,9 +19,10 @@ class Batch(NamedTuple):
 
 
 def pad(sequences: Sequence[list[int]], pad_id: int) -> Tensor:
-    """Fill sequences up with pad_id on the right to the longest: (B, longest) int64."""
+    """Sequences filled up with pad_id on the right: (B, longest) int64."""
     longest = max(map(len, sequences))
-    return torch.tensor([ids + [pad_id] * (longest - len(ids)) for ids in sequences])
+    rows = [ids + [pad_id] * (longest - len(ids)) for ids in sequences]
+    return torch.tensor(rows, dtype=torch.int64)
 
 
 def make_batch(pairs: Sequence[Pair], pad_id: int, bos_id: int, eos_id: int) -> Batch:
@@ -36,37 +37,47 @@ def make_batch(pairs: Sequence[Pair], pad_id: int, bos_id: int, eos_id: int) -> 
 def group_by_length(
     lengths: Sequence[tuple[int, int]], max_tokens: int, rng: random.Random
 ) -> list[list[int]]:
-    """Indices of pairs in groups of similar length, none above max_tokens on either side (§5.1).
+    """Indices of pairs, in groups of similar length on both sides (§5.1).
 
-    lengths: (source, target) tokens of each pair. max_tokens: of a padded group, rows times the
-    longest, on the source side and, separately, on the target side. Pairs of equal length are
-    shuffled before grouping and the groups after it, so an epoch is different for each state of
-    rng and no pair is lost. Raises ValueError where one pair alone is above max_tokens.
+    lengths: (source, target) tokens of each pair. max_tokens: the most that a group may
+    take on either side, padding included: pairs times the longest. rng shuffles pairs
+    of equal lengths before they are grouped, and the groups after. Raises ValueError
+    where one pair alone is above max_tokens.
     """
+
+    def along_the_rims(i: int) -> tuple[int, int]:
+        """By the longer side, then by the difference, up and down in turn.
+
+        Where pairs of every length exist, a step changes one side by one token.
+        """
+        src, tgt = lengths[i]
+        longer = max(src, tgt)
+        return longer, src - tgt if longer % 2 else tgt - src
+
     order = list(range(len(lengths)))
     rng.shuffle(order)
-    order.sort(key=lambda i: (max(lengths[i]), lengths[i]))
-    groups, group, longest = [], [], 0
+    order.sort(key=along_the_rims)
+    groups: list[list[int]] = []
     for i in order:
-        if max(lengths[i]) > max_tokens:
+        longest = max(lengths[i])  # of the group so far: the order is by it
+        if longest > max_tokens:
             raise ValueError(
-                f"pair {i} has {max(lengths[i])} tokens, more than a batch of {max_tokens}"
+                f"pair {i} has {longest} tokens, more than a batch of {max_tokens}"
             )
-        longest = max(longest, *lengths[i])
-        if group and longest * (len(group) + 1) > max_tokens:
-            groups.append(group)
-            group, longest = [], max(lengths[i])
-        group.append(i)
-    groups.append(group)
+        if not groups or longest * (len(groups[-1]) + 1) > max_tokens:
+            groups.append([])
+        groups[-1].append(i)
     rng.shuffle(groups)
     return groups
 
 
 class TokenBatches:
-    """An epoch's batches of about max_tokens tokens a side, in an order that seed and epoch decide (§5.1).
+    """Batches of at most max_tokens tokens a side, every pair once an epoch (§5.1).
 
-    pairs: ids of source and target, without bos and eos. Iterating gives `Batch`es; `epoch` is
-    counted from 0 and set by whoever iterates.
+    pairs: ids of source and target, without bos and eos. max_tokens: tokens of a batch
+    on either side, padding included. seed and `epoch`, which is 0 until whoever
+    iterates sets it, decide the order; nothing else does. Iterating gives `Batch`es.
+    Raises ValueError where there is no pair, or one alone is above max_tokens.
     """
 
     def __init__(
@@ -78,10 +89,14 @@ class TokenBatches:
         eos_id: int,
         seed: int = 0,
     ) -> None:
+        if not pairs:
+            raise ValueError("there are no sentence pairs to make batches of")
         self.pairs, self.max_tokens, self.seed = pairs, max_tokens, seed
         self.special = (pad_id, bos_id, eos_id)
-        self.lengths = [(len(src) + 1, len(tgt) + 1) for src, tgt in pairs]  # with eos
+        # One more than the pieces: eos at the source and the labels, bos at the target.
+        self.lengths = [(len(src) + 1, len(tgt) + 1) for src, tgt in pairs]
         self.epoch = 0
+        self.groups()  # a pair that is too long is an error now, not in an hour
 
     def groups(self) -> list[list[int]]:
         """Indices of the pairs in each of this epoch's batches."""

@@ -1,6 +1,7 @@
-"""Sub-word pieces shared by both languages (§5.1)."""
+"""Sub-word pieces by byte-pair encoding, one vocabulary for both languages (§5.1)."""
 
 import io
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,29 +9,43 @@ import sentencepiece
 
 
 class Tokenizer:
-    """A sentencepiece model: text ↔ ids of pieces, one vocabulary for source and target (§5.1).
+    """Text ↔ ids of pieces: a sentencepiece model with fixed special tokens (§5.1).
 
-    The ids of the special tokens are fixed: pad_id, bos_id, eos_id, unk_id below.
+    A space counts as part of the word after it, and one the writer did not need (a
+    second, one at either end) is dropped; the mark ▁ (U+2581), which stands for a space
+    inside the model, is read as one. Every other character comes back as it was:
+    nothing is normalised, and what no piece covers is spelt in UTF-8 bytes.
     """
 
     pad_id, bos_id, eos_id, unk_id = 0, 1, 2, 3
 
     def __init__(self, model: bytes) -> None:
-        """model: the bytes of a sentencepiece model. Raises ValueError where they are not one."""
+        """model: what `save` writes. Raises ValueError where it is anything else."""
         self.model = model
         try:
+            if not model:
+                raise RuntimeError
             self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError as error:
-            raise ValueError("not a sentencepiece model") from error
+        except RuntimeError:
+            raise ValueError("not a sentencepiece model") from None
+        for name in ("pad_id", "bos_id", "eos_id", "unk_id"):
+            ours, theirs = getattr(self, name), getattr(self.processor, name)()
+            if theirs != ours:
+                raise ValueError(f"{name} is {theirs}, but must be {ours}")
 
     @classmethod
     def train(cls, lines: Iterable[str], vocab_size: int) -> "Tokenizer":
-        """Learn byte-pair encoding from lines: the training side alone, both languages together.
+        """Learn the pieces from lines of the training side alone, in both languages.
 
-        vocab_size: number of pieces, the special tokens and the 256 bytes (which spell what no
-        piece covers) included. The same lines always give the same pieces.
-        Raises ValueError where the text has too few distinct pieces for vocab_size.
+        vocab_size: number of pieces, the 4 special tokens and the 256 bytes included.
+        The same lines in the same order always give the same pieces. Raises ValueError
+        where the text has too few or too many distinct pieces for vocab_size.
         """
+        if vocab_size <= 4 + 256:
+            raise ValueError(
+                f"cannot learn {vocab_size} pieces: the special tokens and the bytes "
+                "alone are 260"
+            )
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
@@ -38,8 +53,10 @@ class Tokenizer:
                 model_writer=model,
                 model_type="bpe",
                 vocab_size=vocab_size,
-                character_coverage=1.0,
+                character_coverage=1.0,  # no character of the text is left to the bytes
                 byte_fallback=True,
+                normalization_rule_name="identity",
+                max_sentence_length=1 << 20,  # bytes; a longer line is not learned from
                 pad_id=cls.pad_id,
                 bos_id=cls.bos_id,
                 eos_id=cls.eos_id,
@@ -47,8 +64,24 @@ class Tokenizer:
                 minloglevel=2,
             )
         except RuntimeError as error:
-            raise ValueError(f"cannot learn {vocab_size} pieces from this text: {error}") from error
+            raise ValueError(
+                f"cannot learn {vocab_size} pieces: {cls._why(str(error))}"
+            ) from None
         return cls(model.getvalue())
+
+    @staticmethod
+    def _why(message: str) -> str:
+        """sentencepiece's message in words that help whoever called `train`."""
+        if "sentences_.empty()" in message:
+            return "there is no text to learn from"
+        if most := re.search(r"value <= (\d+)", message):
+            return f"this text gives at most {most[1]}"
+        if least := re.search(r"required_chars\. \d+ vs (\d+)", message):
+            return (
+                f"the special tokens, the 256 bytes and the characters of this text "
+                f"alone are {least[1]}"
+            )
+        return message.splitlines()[0]
 
     @property
     def vocab_size(self) -> int:
@@ -57,24 +90,27 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of the pieces of text, without bos and eos."""
-        return self.processor.encode(text)
+        return self.processor.encode(text.replace("▁", " "))
 
     def decode(self, ids: list[int]) -> str:
-        """The text of the pieces; bos, eos and padding are silent."""
+        """The text of the pieces; pad, bos and eos are silent.
+
+        Bytes that do not make a character come out as U+FFFD, the replacement mark.
+        """
         return self.processor.decode(ids)
 
     def pieces(self, text: str) -> list[str]:
         """The pieces of text as strings; ▁ marks the start of a word."""
-        return self.processor.encode(text, out_type=str)
+        return [self.processor.id_to_piece(i) for i in self.encode(text)]
 
     def save(self, path: str | Path) -> None:
-        """Write the sentencepiece model, readable by any other program that uses sentencepiece."""
+        """Write the model, readable by every program that uses sentencepiece."""
         Path(path).write_bytes(self.model)
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Read what `save` wrote. Raises ValueError, naming the file, where it is not a model."""
+        """Read what `save` wrote. Raises ValueError, naming the file, otherwise."""
         try:
             return cls(Path(path).read_bytes())
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise ValueError(f"{path}: {error}") from None
