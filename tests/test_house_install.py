@@ -23,7 +23,7 @@ FREEZE = (
 
 
 def freeze(python: Path) -> dict[str, str]:
-    return json.loads(subprocess.check_output([python, "-c", FREEZE], text=True))
+    return json.loads(subprocess.check_output([python, "-Ic", FREEZE], text=True))
 
 
 @pytest.fixture

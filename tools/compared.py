@@ -33,7 +33,7 @@ def is_compared(cell) -> bool:
 
 
 def count(paths: list[Path]) -> tuple[int, int, list[str]]:
-    """The cells, those compared that print something, and the names of those left out."""
+    """How many cells, how many of the compared print something, which are left out."""
     total, printing, loose = 0, 0, []
     for path in paths:
         for number, cell in enumerate(nbformat.read(path, as_version=4).cells):
