@@ -5,11 +5,13 @@ VENV   ?= .venv
 ready  := $(VENV)/.ready
 bin    := $(VENV)/bin
 
-# One thread for each process: the same sums in the same order, and no fight over the cores.
-export OMP_NUM_THREADS ?= 1
+ours   := annotated_transformer benchmarks book/_ext tests tools
+
+# One thread for each process: the same sums in the same order, no fight over the cores.
+check test execute: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test check export execute address linkcheck clean
+.PHONY: help book test check export execute bench address linkcheck clean
 
 help:
 	@echo "make book                       build the book into book/_build/html"
@@ -17,6 +19,7 @@ help:
 	@echo "make check                      run the fast part: lint, package in step, quick tests"
 	@echo "make export                     write the package from the notebooks"
 	@echo "make execute [NOTEBOOK=path]    run the notebooks in place and keep what they print"
+	@echo "make bench                      train on Multi30k from raw text, and score and record it"
 	@echo "make address REPO=owner/name    set the repository's public address wherever it is used"
 	@echo "make linkcheck                  ask every address the book links to whether it answers"
 	@echo "make clean                      remove what was built, .venv included"
@@ -41,14 +44,14 @@ export: $(ready)
 
 check: $(ready)
 	$(bin)/ruff check
-	$(bin)/ruff format --check annotated_transformer tests tools book/_ext
+	$(bin)/ruff format --check $(ours)
 	$(bin)/python tools/export.py --check
 	$(bin)/python tools/compared.py
 	$(bin)/pytest -q -n 2 --dist loadfile -m "not slow"
 
 test: $(ready)
 	$(bin)/ruff check
-	$(bin)/ruff format --check annotated_transformer tests tools book/_ext
+	$(bin)/ruff format --check $(ours)
 	$(bin)/python tools/export.py
 	git diff --exit-code -- annotated_transformer
 	@test -z "$$(git ls-files --others --exclude-standard -- annotated_transformer)" || { \
@@ -59,6 +62,9 @@ test: $(ready)
 
 execute: $(ready)
 	$(bin)/python tools/execute.py $(NOTEBOOK)
+
+bench: $(ready)
+	$(bin)/python benchmarks/multi30k.py --out runs/en-de
 
 address: $(ready)
 	$(bin)/python tools/address.py $(REPO)
