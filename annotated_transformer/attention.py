@@ -1,4 +1,5 @@
-"""Masks, scaled dot-product attention, multi-head attention and the key/value cache (§3.2)."""
+# Written in notebooks/3_2_attention.ipynb; edit it there.
+"""Masks, scaled dot-product attention, heads and the key/value cache (§3.2)."""
 
 import math
 from collections.abc import Callable
@@ -7,45 +8,59 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+__all__ = [
+    "padding_mask",
+    "causal_mask",
+    "target_mask",
+    "attention_weights",
+    "scaled_dot_product_attention",
+    "fused_attention",
+    "KeyValueCache",
+    "MultiHeadAttention",
+    "SelfAttention",
+    "CrossAttention",
+]
+
 
 def padding_mask(tokens: Tensor, pad_id: int) -> Tensor:
-    """Let every query attend to every token that is not padding (§3.2.3, encoder and encoder-decoder attention).
+    """Let every query attend to every token that is not padding (§3.2.3).
 
-    tokens: (B, S) int64. Returns (B, 1, 1, S) bool, True = may attend, to be broadcast over heads and queries.
+    The mask of the encoder's attention and of the encoder-decoder attention.
+    tokens: (B, S) int64. Returns (B, 1, 1, S) bool, True = may attend, to be broadcast
+    over heads and queries.
     """
     return (tokens != pad_id)[:, None, None, :]  # (B, 1, 1, S)
 
 
 def causal_mask(length: int, device: torch.device | str | None = None) -> Tensor:
-    """Let position t attend to positions 0 … t and to nothing after (§3.2.3, decoder self-attention).
+    """Let position t attend to positions 0 … t and to nothing after (§3.2.3).
 
     length: number of positions T. Returns (1, 1, T, T) bool, True = may attend.
     """
-    return torch.ones(length, length, dtype=torch.bool, device=device).tril()[
-        None, None
-    ]  # (1, 1, T, T)
+    everything = torch.ones(1, 1, length, length, dtype=torch.bool, device=device)
+    return everything.tril()  # (1, 1, T, T)
 
 
 def target_mask(tokens: Tensor, pad_id: int) -> Tensor:
-    """Causal and padding mask of the decoder's input together.
+    """Causal mask and padding mask of the decoder's input together (§3.2.3).
 
     tokens: (B, T) int64. Returns (B, 1, T, T) bool, True = may attend.
     """
-    return padding_mask(tokens, pad_id) & causal_mask(
-        tokens.size(1), tokens.device
-    )  # (B, 1, T, T)
+    causal = causal_mask(tokens.size(1), tokens.device)  # (1, 1, T, T)
+    return padding_mask(tokens, pad_id) & causal  # (B, 1, T, T)
 
 
 def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(Q Kᵀ / √d_k), the weights of Eq. 1.
+    """softmax(Q Kᵀ / √d_k), the weights of Eq. 1 (§3.2.1).
 
-    query: (…, T, d_k), key: (…, S, d_k), mask: bool, broadcast to (…, T, S), True = may attend.
-    Returns (…, T, S). A row sums to 1 over the keys; a row whose every key is masked is all zeros.
+    query: (…, T, d_k), key: (…, S, d_k), mask: bool, broadcast to (…, T, S),
+    True = may attend. Returns (…, T, S). A row sums to 1 over the keys; a row whose
+    every key is masked is all zeros.
     """
     scores = query @ key.transpose(-2, -1) / math.sqrt(query.size(-1))  # (…, T, S)
     if mask is None:
         return scores.softmax(dim=-1)
-    # The lowest finite number instead of -inf: a row without any key would turn into NaN.
+    # The lowest finite number, not -inf: a row without any key would become NaN.
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return scores.softmax(dim=-1).masked_fill(~mask, 0.0)
 
@@ -59,9 +74,10 @@ def scaled_dot_product_attention(
 ) -> Tensor:
     """Attention(Q, K, V) = softmax(Q Kᵀ / √d_k) V (Eq. 1), written to be read.
 
-    query: (…, T, d_k), key: (…, S, d_k), value: (…, S, d_v), mask: bool, broadcast to (…, T, S), True = may
-    attend. dropout: probability of dropping a weight; the paper does not mention it, so it is 0 by default.
-    Returns (…, T, d_v); a query that may attend to nothing gets zeros.
+    query: (…, T, d_k), key: (…, S, d_k), value: (…, S, d_v), mask: bool, broadcast to
+    (…, T, S), True = may attend. dropout: probability of dropping a weight; the paper
+    does not mention it, so it is 0 by default. Returns (…, T, d_v); a query that may
+    attend to nothing gets zeros.
     """
     weights = attention_weights(query, key, mask)  # (…, T, S)
     return F.dropout(weights, dropout) @ value  # (…, T, d_v)
@@ -74,19 +90,23 @@ def fused_attention(
     mask: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """The same function as `scaled_dot_product_attention`, computed by torch's fused kernels.
+    """The same as `scaled_dot_product_attention`, computed by torch's fused kernels.
 
-    The T × S weights are never stored, so memory grows with T + S instead of T · S where such a kernel exists.
+    Where such a kernel exists, the T × S weights of a head are never stored.
+    Raises TypeError for a mask that is not bool: torch would add it to the scores.
     """
+    if mask is not None and mask.dtype != torch.bool:
+        raise TypeError(f"mask is {mask.dtype}: it must be bool, True = may attend")
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=dropout
     )
 
 
 class KeyValueCache:
-    """The keys and values one attention has computed so far, so that a decoding step computes only its own.
+    """The keys and values that one attention has computed so far.
 
-    key: (B, H, S, d_k) and value: (B, H, S, d_v), or None before the first step.
+    With it, a decoding step computes only its own. key: (B, H, S, d_k) and
+    value: (B, H, S, d_v), or None before the first step.
     """
 
     def __init__(self) -> None:
@@ -99,7 +119,7 @@ class KeyValueCache:
         return 0 if self.key is None else self.key.size(2)
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the keys and values of new positions, (B, H, new, d); return all, old and new."""
+        """Add the keys and values of new positions, (B, H, new, d); return all."""
         if self.key is not None:
             key = torch.cat([self.key, key], dim=2)  # (B, H, S + new, d_k)
             value = torch.cat([self.value, value], dim=2)  # (B, H, S + new, d_v)
@@ -107,21 +127,27 @@ class KeyValueCache:
         return key, value
 
     def select(self, rows: Tensor) -> None:
-        """Keep these rows of the batch, in this order: (B',) int64. Rows may be dropped or repeated."""
+        """Keep these rows of the batch, in this order; drop or repeat the others.
+
+        rows: (B',) int64. A search that keeps several hypotheses needs it.
+        """
         if self.key is not None:
             self.key, self.value = self.key[rows], self.value[rows]
 
 
 class MultiHeadAttention(nn.Module):
-    """What both kinds of multi-head attention share: heads side by side, then one output projection (§3.2.2).
+    """What both kinds of multi-head attention share (§3.2.2).
 
-    MultiHead(Q, K, V) = Concat(head_1, …, head_h) W^O, head_i = Attention(Q W_i^Q, K W_i^K, V W_i^V).
+    MultiHead(Q, K, V) = Concat(head_1, …, head_h) W^O,
+    head_i = Attention(Q W_i^Q, K W_i^K, V W_i^V). The heads are computed side by side.
 
-    d_model: width D of the inputs and the output. n_heads: the paper's h. d_k, d_v: width of a head's keys and
-    values, d_model / n_heads where not given. dropout: on the attention weights (not in the paper: 0). bias:
-    whether the projections have one (the paper's equations have none). attention: the function of Eq. 1, called
-    as attention(query, key, value, mask, dropout).
-    Raises ValueError where d_k or d_v is not given and d_model is not divisible by n_heads.
+    d_model: width D of the inputs and the output. n_heads: the paper's h. d_k, d_v:
+    width of a head's keys and values, d_model / n_heads where not given. dropout: on
+    the attention weights (not in the paper: 0). bias: whether the projections have one
+    (the paper's equations have none). attention: the function of Eq. 1, called as
+    attention(query, key, value, mask, dropout).
+    Raises ValueError where d_k or d_v is not given and d_model is not divisible by
+    n_heads, or where there is no head.
     """
 
     def __init__(
@@ -135,20 +161,28 @@ class MultiHeadAttention(nn.Module):
         attention: Callable[..., Tensor] = fused_attention,
     ) -> None:
         super().__init__()
+        if n_heads < 1:
+            raise ValueError(f"n_heads is {n_heads}: it must be a positive integer")
         if (d_k is None or d_v is None) and d_model % n_heads:
             raise ValueError(
-                f"d_model {d_model} is not divisible by n_heads {n_heads}: give d_k and d_v, or change one"
+                f"d_model is {d_model}: it must be divisible by n_heads ({n_heads}), "
+                "unless d_k and d_v are given"
             )
         self.n_heads = n_heads
-        self.d_k = d_k or d_model // n_heads
-        self.d_v = d_v or d_model // n_heads
+        self.d_k = d_model // n_heads if d_k is None else d_k
+        self.d_v = d_model // n_heads if d_v is None else d_v
         self.dropout = dropout
         self.bias = bias
         self.attention = attention
+        self.add_input_projections(d_model)
         self.w_o = self.projection(n_heads * self.d_v, [d_model])  # W^O
 
+    def add_input_projections(self, d_model: int) -> None:
+        """Make W^Q, W^K and W^V, packed as far as they share an input."""
+        raise NotImplementedError
+
     def projection(self, d_in: int, widths: list[int]) -> nn.Linear:
-        """Several projections of one input, stacked into one product; each Glorot-initialised on its own."""
+        """Several projections of one input as one; each Glorot-initialised alone."""
         linear = nn.Linear(d_in, sum(widths), bias=self.bias)
         for block in linear.weight.split(widths):
             nn.init.xavier_uniform_(block)
@@ -163,54 +197,56 @@ class MultiHeadAttention(nn.Module):
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> Tensor:
-        """Eq. 1 in every head at once, then concatenate and mix: heads (B, H, ·, d) → (B, T, D)."""
-        heads = self.attention(
-            query, key, value, mask, self.dropout if self.training else 0.0
-        )  # (B, H, T, d_v)
+        """Eq. 1 in every head at once, then Concat and W^O.
+
+        query: (B, H, T, d_k), key: (B, H, S, d_k), value: (B, H, S, d_v), mask: bool,
+        broadcast to (B, H, T, S), True = may attend. Returns (B, T, D).
+        """
+        dropout = self.dropout if self.training else 0.0
+        heads = self.attention(query, key, value, mask, dropout)  # (B, H, T, d_v)
         return self.w_o(heads.transpose(1, 2).flatten(2))  # (B, T, H · d_v) → (B, T, D)
 
 
 class SelfAttention(MultiHeadAttention):
-    """Multi-head attention in which queries, keys and values come from one sequence (§3.2.3).
+    """Queries, keys and values come from one sequence (§3.2.3).
 
-    Used in the encoder, and with a causal mask in the decoder. Arguments as `MultiHeadAttention`.
+    Used in the encoder, and with a causal mask in the decoder. Arguments as
+    `MultiHeadAttention`.
     """
 
-    def __init__(self, d_model: int, n_heads: int, *args, **kwargs) -> None:
-        super().__init__(d_model, n_heads, *args, **kwargs)
-        self.widths = [n_heads * self.d_k, n_heads * self.d_k, n_heads * self.d_v]
-        self.w_qkv = self.projection(
-            d_model, self.widths
-        )  # W^Q, W^K and W^V of all heads, one product
+    def add_input_projections(self, d_model: int) -> None:
+        """One product for W^Q, W^K and W^V of all heads."""
+        d_k, d_v = self.n_heads * self.d_k, self.n_heads * self.d_v
+        self.widths = [d_k, d_k, d_v]
+        self.w_qkv = self.projection(d_model, self.widths)
 
     def forward(
         self, x: Tensor, mask: Tensor | None = None, cache: KeyValueCache | None = None
     ) -> Tensor:
-        """x: (B, T, D), mask: bool, broadcast to (B, H, T, S), True = may attend. Returns (B, T, D).
+        """x: (B, T, D), mask: bool, broadcast to (B, H, T, S), True = may attend.
 
-        With a cache, x holds the new positions only and S counts the old ones too.
+        Returns (B, T, D). With a cache, x holds the new positions only and S counts
+        the old ones too.
         """
-        query, key, value = map(
-            self.split_heads, self.w_qkv(x).split(self.widths, dim=-1)
-        )  # each (B, H, T, d)
+        parts = self.w_qkv(x).split(self.widths, dim=-1)  # each (B, T, H · d)
+        query, key, value = map(self.split_heads, parts)  # each (B, H, T, d)
         if cache is not None:
             key, value = cache.append(key, value)  # (B, H, S, d)
         return self.attend(query, key, value, mask)
 
 
 class CrossAttention(MultiHeadAttention):
-    """Encoder-decoder attention: queries from the decoder, keys and values from the encoder's output (§3.2.3).
+    """Queries from the decoder, keys and values from the encoder's output (§3.2.3).
 
     Arguments as `MultiHeadAttention`.
     """
 
-    def __init__(self, d_model: int, n_heads: int, *args, **kwargs) -> None:
-        super().__init__(d_model, n_heads, *args, **kwargs)
-        self.widths = [n_heads * self.d_k, n_heads * self.d_v]
-        self.w_q = self.projection(d_model, [n_heads * self.d_k])  # W^Q of all heads
-        self.w_kv = self.projection(
-            d_model, self.widths
-        )  # W^K and W^V of all heads, one product
+    def add_input_projections(self, d_model: int) -> None:
+        """One product for W^Q of all heads, one for W^K and W^V."""
+        d_k, d_v = self.n_heads * self.d_k, self.n_heads * self.d_v
+        self.widths = [d_k, d_v]
+        self.w_q = self.projection(d_model, [d_k])
+        self.w_kv = self.projection(d_model, self.widths)
 
     def forward(
         self,
@@ -219,17 +255,16 @@ class CrossAttention(MultiHeadAttention):
         mask: Tensor | None = None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """x: (B, T, D), memory: (B, S, D), mask: bool, broadcast to (B, H, T, S). Returns (B, T, D).
+        """x: (B, T, D), memory: (B, S, D), mask: bool, broadcast to (B, H, T, S).
 
-        The memory does not change from one decoding step to the next: with a cache, its keys and values are
-        computed at the first step and read afterwards.
+        Returns (B, T, D). The memory stays the same from one decoding step to the next:
+        with a cache, its keys and values are computed once and read afterwards.
         """
         query = self.split_heads(self.w_q(x))  # (B, H, T, d_k)
         if cache is not None and cache.length:
             return self.attend(query, cache.key, cache.value, mask)
-        key, value = map(
-            self.split_heads, self.w_kv(memory).split(self.widths, dim=-1)
-        )  # each (B, H, S, d)
+        parts = self.w_kv(memory).split(self.widths, dim=-1)  # each (B, S, H · d)
+        key, value = map(self.split_heads, parts)  # each (B, H, S, d)
         if cache is not None:
             cache.append(key, value)
         return self.attend(query, key, value, mask)
