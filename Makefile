@@ -27,7 +27,7 @@ help:
 $(ready): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 	  echo "Python 3.10 or newer is needed, and $(PYTHON) is not: make $(MAKECMDGOALS) PYTHON=path/to/python3" >&2; exit 1; }
-	@test -x $(bin)/python || $(PYTHON) -m venv $(VENV) || { \
+	@test -x $(bin)/pip || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "$(PYTHON) cannot make a virtual environment (on Debian: apt-get install python3-venv)" >&2; exit 1; }
 	$(bin)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(bin)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
