@@ -150,7 +150,7 @@ def fetch(address: str, path: Path, largest: int) -> str:
             "unit": "B",
             "unit_scale": True,
             "disable": None,
-        }  # None: if no terminal
+        }
         with open(path, "wb") as file, tqdm(total=total, desc=path.name, **form) as bar:
             while block := response.read1(1 << 16):
                 received += len(block)
