@@ -1,8 +1,8 @@
 """Leaves out what Jupyter Book and its theme add to a page that has no place on disk.
 
-The book has no live cells: Thebe, which would load itself from elsewhere, stays out. And
-the theme for Python 3.10 fetches its fonts twice, the first time in a way that browsers
-refuse for a page opened from disk: that first time goes.
+The book has no live cells: Thebe, which would load itself from elsewhere, stays out.
+And the theme for Python 3.10 fetches its fonts twice, the first time in a way that
+browsers refuse for a page opened from disk: that first time goes.
 """
 
 import re
