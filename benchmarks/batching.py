@@ -51,11 +51,15 @@ def describe_split(pair: tuple[list[str], list[str]]) -> dict:
 
 
 def describe_words(train: list[str], test: list[str]) -> dict:
-    """How far a vocabulary of whole words would reach: one language."""
+    """How far words, or characters, would reach as a vocabulary: one language."""
     counts = Counter(word for line in train for word in line.split())
     unseen = Counter(word for line in test for word in line.split())
     lines = sum(any(word not in counts for word in line.split()) for line in test)
     return {
+        "characters": len(set("".join(train))),
+        "characters_per_word": round(
+            sum(len(line) + 1 for line in train) / sum(counts.values()), 2
+        ),
         "distinct": len(counts),
         "seen_once": sum(count == 1 for count in counts.values()),
         "test_words_unseen": sum(n for w, n in unseen.items() if w not in counts),
