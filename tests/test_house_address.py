@@ -26,7 +26,8 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 def uses(root):
     """Every address of this project in the files of `root`: (file, owner/name)."""
     name = stated(root).split("/")[1]
-    pattern = re.compile(rf"github(?:\.com)?/([\w.-]+/{re.escape(name)})(?![\w-])")
+    host = r"(?:github|github\.com|githubusercontent\.com)"
+    pattern = re.compile(rf"{host}/([\w.-]+/{re.escape(name)})(?![\w-])")
     return [
         (path.relative_to(root).as_posix(), found)
         for path in text_files(root)

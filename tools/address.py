@@ -16,6 +16,11 @@ import nbformat
 ROOT = Path(__file__).resolve().parent.parent
 UNSET = "OWNER"
 REPOSITORY = re.compile(r'^Repository = "https://github\.com/([\w.-]+/[\w.-]+)"$', re.M)
+HOSTS = (
+    "github.com/",
+    "raw.githubusercontent.com/",
+    "colab.research.google.com/github/",
+)
 BADGE = (
     "[![Open in Colab](../book/_static/colab-badge.svg)]"
     "(https://colab.research.google.com/github/{address}/blob/main/notebooks/{name})"
@@ -65,8 +70,8 @@ def text_files(root: Path) -> list[Path]:
 
 
 def replace(text: str, old: str, new: str) -> str:
-    """`text` with the address `old` turned into `new`: repository, Colab and Pages."""
-    for host in ("github.com/", "colab.research.google.com/github/"):
+    """`text` with the address `old` turned into `new`, on GitHub, Colab and Pages."""
+    for host in HOSTS:
         text = re.sub(re.escape(host + old) + r"(?![\w-])", host + new, text)
     pages = "https://{}.github.io/{}"
     return text.replace(pages.format(*old.split("/")), pages.format(*new.split("/")))
