@@ -1,3 +1,4 @@
+# Written in notebooks/5_1_training_data_and_batching.ipynb; edit it there.
 """Batches of sentence pairs, counted in tokens and grouped by length (§5.1)."""
 
 import random
@@ -6,6 +7,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+__all__ = ["Pair", "Batch", "pad", "make_batch", "group_by_length", "TokenBatches"]
+
 
 Pair = tuple[list[int], list[int]]  # ids of a source sentence and of its translation
 

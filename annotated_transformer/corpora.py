@@ -1,3 +1,4 @@
+# Written in notebooks/5_1_training_data_and_batching.ipynb; edit it there.
 """Parallel text: aligned files, one sentence a line, named SPLIT.LANGUAGE (§5.1)."""
 
 import gzip
@@ -12,6 +13,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
+
+__all__ = [
+    "MULTI30K",
+    "PUBLIC",
+    "DATA_VARIABLE",
+    "CACHE_VARIABLE",
+    "TIMEOUT",
+    "decode_lines",
+    "read_lines",
+    "PublicCorpus",
+    "data_folder",
+    "cache_folder",
+    "fetch",
+    "download",
+    "find_file",
+    "load_pairs",
+]
 
 
 def decode_lines(file: Iterable[bytes], name: str | Path) -> Iterator[str]:
@@ -75,6 +93,8 @@ PUBLIC = {
         sha256=dict(line.split() for line in MULTI30K.strip().splitlines()),
     )
 }
+
+
 DATA_VARIABLE = "ANNOTATED_TRANSFORMER_DATA"
 CACHE_VARIABLE = "ANNOTATED_TRANSFORMER_CACHE"
 
@@ -94,43 +114,6 @@ def cache_folder() -> Path:
     """$ANNOTATED_TRANSFORMER_CACHE, or ~/.cache/annotated_transformer if not set."""
     folder = os.environ.get(CACHE_VARIABLE) or "~/.cache/annotated_transformer"
     return Path(folder).expanduser()
-
-
-def find_file(corpus: str, name: str) -> Path:
-    """The path of one file of a corpus. name: SPLIT.LANGUAGE, like "train.en".
-
-    corpus: the name of a folder in $ANNOTATED_TRANSFORMER_DATA; or of a public corpus,
-    looked for in that folder, then in the cache, and then downloaded to the cache; or
-    the path of any folder. The file may be gzipped: NAME.gz.
-    Raises ValueError where there is no such corpus or file; OSError where a download
-    fails.
-    """
-    folders = []
-    if corpus == Path(corpus).name and (data := data_folder()):
-        folders.append(data / corpus)
-    folders.append(cache_folder() / corpus if corpus in PUBLIC else Path(corpus))
-    for folder in folders:
-        for path in (folder / name, folder / f"{name}.gz"):
-            if path.is_file():
-                return path
-
-    if corpus in PUBLIC:
-        files = PUBLIC[corpus].sha256
-        if f"{name}.gz" in files:
-            return download(corpus, f"{name}.gz")
-        known = ", ".join(file.removesuffix(".gz") for file in files)
-        raise ValueError(f"{corpus} has no {name}; it has {known}")
-    for folder in folders:
-        if folder.is_dir():
-            there = sorted(path.name for path in folder.iterdir())
-            shown = ", ".join(there[:20]) + (", …" if len(there) > 20 else "")
-            raise ValueError(
-                f"no {name} or {name}.gz in {folder}; there is {shown or 'nothing'}"
-            )
-    raise ValueError(
-        f"unknown corpus {corpus!r}: give one of {', '.join(PUBLIC)}, or the path of a "
-        f"folder with files like {name}"
-    )
 
 
 TIMEOUT = 30  # seconds that a server may be silent
@@ -187,6 +170,43 @@ def download(corpus: str, name: str) -> Path:
             f"(${DATA_VARIABLE} may name a folder with {corpus}/{name})"
         ) from error
     return folder / name
+
+
+def find_file(corpus: str, name: str) -> Path:
+    """The path of one file of a corpus. name: SPLIT.LANGUAGE, like "train.en".
+
+    corpus: the name of a folder in $ANNOTATED_TRANSFORMER_DATA; or of a public corpus,
+    looked for in that folder, then in the cache, and then downloaded to the cache; or
+    the path of any folder. The file may be gzipped: NAME.gz.
+    Raises ValueError where there is no such corpus or file; OSError where a download
+    fails.
+    """
+    folders = []
+    if corpus == Path(corpus).name and (data := data_folder()):
+        folders.append(data / corpus)
+    folders.append(cache_folder() / corpus if corpus in PUBLIC else Path(corpus))
+    for folder in folders:
+        for path in (folder / name, folder / f"{name}.gz"):
+            if path.is_file():
+                return path
+
+    if corpus in PUBLIC:
+        files = PUBLIC[corpus].sha256
+        if f"{name}.gz" in files:
+            return download(corpus, f"{name}.gz")
+        known = ", ".join(file.removesuffix(".gz") for file in files)
+        raise ValueError(f"{corpus} has no {name}; it has {known}")
+    for folder in folders:
+        if folder.is_dir():
+            there = sorted(path.name for path in folder.iterdir())
+            shown = ", ".join(there[:20]) + (", …" if len(there) > 20 else "")
+            raise ValueError(
+                f"no {name} or {name}.gz in {folder}; there is {shown or 'nothing'}"
+            )
+    raise ValueError(
+        f"unknown corpus {corpus!r}: give one of {', '.join(PUBLIC)}, or the path of a "
+        f"folder with files like {name}"
+    )
 
 
 def load_pairs(

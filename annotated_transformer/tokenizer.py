@@ -1,3 +1,4 @@
+# Written in notebooks/5_1_training_data_and_batching.ipynb; edit it there.
 """Sub-word pieces by byte-pair encoding, one vocabulary for both languages (§5.1)."""
 
 import io
@@ -6,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import sentencepiece
+
+__all__ = ["Tokenizer"]
 
 
 class Tokenizer:
