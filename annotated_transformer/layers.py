@@ -211,7 +211,10 @@ class Decoder(nn.Module):
         cache: x then holds the new positions only. Raises ValueError where the cache
         was made for another number of layers.
         """
-        caches = [None] * len(self.layers) if cache is None else cache.layers
+        n_layers = len(self.layers)
+        caches = [None] * n_layers if cache is None else cache.layers
+        if len(caches) != n_layers:
+            raise ValueError(f"a cache of {len(caches)} layers for {n_layers} layers")
         for layer, layer_cache in zip(self.layers, caches, strict=True):
             x = layer(x, memory, src_mask, tgt_mask, layer_cache)
         return self.final_norm(x)
