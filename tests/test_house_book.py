@@ -14,7 +14,11 @@ WIDTHS = (1280, 390)
 
 # What one look at a page tells. `.math` is what the builder marked as mathematics.
 LOOK = """
-(() => {
+((width) => {
+  const scrolls = (e) => e && (
+    /auto|scroll/.test(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
+  const sticksOut = (e) => e.getBoundingClientRect().right > width + 1
+    && !e.closest("svg, mjx-assistive-mml") && !scrolls(e.parentElement);
   const math = [...document.querySelectorAll("main .math")];
   const images = [...document.querySelectorAll("main img")];
   return {
@@ -27,11 +31,11 @@ LOOK = """
     broken: images.filter((e) => !(e.complete && e.naturalWidth))
                     .map((e) => e.src),
     mute: images.filter((e) => !e.alt).map((e) => e.src),
-    overflow: document.documentElement.scrollWidth - window.innerWidth,
-    styled: getComputedStyle(document.querySelector("main")).display !== "block"
-            || getComputedStyle(document.body).fontFamily !== "",
+    overflow: document.documentElement.scrollWidth - width,
+    outside: [...document.querySelectorAll(".bd-article *")].filter(sticksOut)
+                    .map((e) => e.outerHTML.slice(0, 80)),
   };
-})()
+})
 """
 
 # Colours that fade into each other would be measured half-way.
@@ -113,7 +117,7 @@ def test_every_page_opens_without_a_network(pages, browser, width):
             continue
         name = page.relative_to(BOOK)
         browser.visit(page.as_uri())
-        look = browser.run(LOOK)
+        look = browser.run(f"({LOOK})({width})")
         formulas += look["formulas"]
         problems += [f"{name}: {complaint}" for complaint in browser.complaints]
         problems += [f"{name}: not rendered: {text}" for text in look["unrendered"]]
@@ -123,6 +127,7 @@ def test_every_page_opens_without_a_network(pages, browser, width):
         problems += [f"{name}: no alt text for {source}" for source in look["mute"]]
         if look["overflow"] > 0:
             problems.append(f"{name}: {look['overflow']} px wider than the window")
+        problems += [f"{name}: sticks out: {text}" for text in look["outside"][:3]]
         browser.run(STILL)
         for theme in ("light", "dark"):
             browser.run(f"document.documentElement.dataset.theme = '{theme}'")
