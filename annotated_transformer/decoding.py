@@ -1,3 +1,4 @@
+# Written in notebooks/6_1_machine_translation.ipynb; edit it there.
 """From a trained model to a translation: greedy search (§6.1)."""
 
 import torch
@@ -20,24 +21,28 @@ def greedy_search(
     translation that has not ended stops at the length of its input plus this many
     tokens, neither eos counted. Returns B lists of ids, without bos and eos.
     A sentence that has ended leaves the batch. Padding and bos are never chosen.
-    Raises ValueError where a sentence and extra_length are more than the model's
-    max_length.
+    Raises ValueError where extra_length is below 1, and where it and a sentence are
+    more than the model's max_length.
     """
     config = model.config
+    if extra_length < 1:
+        raise ValueError(f"extra_length is {extra_length}: it must be at least 1")
+    if not len(src):
+        return []
     src_mask = padding_mask(src, config.pad_id)  # (B, 1, 1, S)
     limit = src_mask.sum(dim=-1).flatten() - 1 + extra_length  # (B,), without eos
-    if len(src) and limit.max() > config.max_length:
+    if limit.max() > config.max_length:
         raise ValueError(
             f"{limit.max() - extra_length} input tokens and {extra_length} more "
             f"are above the model's max_length of {config.max_length}"
         )
     training = model.training
     model.eval()
+    memory = model.encode(src, src_mask)  # (B, S, D), once
     cache = DecoderCache(config.n_layers)
     outputs: list[list[int]] = [[] for _ in src]
     rows = torch.arange(len(src), device=src.device)  # sentences still in the batch
     tokens = torch.full_like(rows, config.bos_id)
-    memory = model.encode(src, src_mask) if len(src) else None
     step = 0
     while len(rows):
         hidden = model.decode(tokens[:, None], memory, src_mask, cache=cache)

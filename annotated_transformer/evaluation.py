@@ -1,9 +1,12 @@
+# Written in notebooks/6_1_machine_translation.ipynb; edit it there.
 """BLEU, with the signature that says which BLEU (§6.1)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from sacrebleu.metrics import BLEU
+
+__all__ = ["Score", "bleu"]
 
 
 class Score(NamedTuple):
@@ -14,12 +17,14 @@ class Score(NamedTuple):
 
 
 def bleu(translations: Sequence[str], references: Sequence[str]) -> Score:
-    """sacreBLEU of translations against one reference each, both detokenised.
+    """sacreBLEU of translations against one reference each, both as plain text.
 
     Raises ValueError where their numbers differ or there are none.
     """
     if len(translations) != len(references) or not references:
-        raise ValueError(f"{len(translations)} translations for {len(references)} references")
+        raise ValueError(
+            f"{len(translations)} translations for {len(references)} references"
+        )
     metric = BLEU()
     score = metric.corpus_score(list(translations), [list(references)]).score
     return Score(score, str(metric.get_signature()))

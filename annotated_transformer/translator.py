@@ -1,7 +1,9 @@
+# Written in notebooks/6_1_machine_translation.ipynb; edit it there.
 """A model and its tokenizer as one thing that translates, saves and loads (§6.1)."""
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,8 +19,55 @@ from .tokenizer import Tokenizer
 
 __all__ = ["Translator"]
 
+
 CONFIG, TOKENIZER, WEIGHTS = "config.json", "tokenizer.model", "model.safetensors"
 EXTRA_LENGTH = 50  # tokens that a translation may be longer than its source (§6.1)
+
+
+def _write(directory: Path, files: dict[str, bytes]) -> None:
+    """Put the files of a model in their place, the last one last."""
+    directory.mkdir(parents=True, exist_ok=True)
+    weights = directory / WEIGHTS
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as scratch:
+        for name, data in files.items():
+            with open(Path(scratch, name), "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        for name in (CONFIG, TOKENIZER):
+            path = directory / name
+            if weights.exists() and not (
+                path.exists() and path.read_bytes() == files[name]
+            ):
+                weights.unlink()
+        for name in files:
+            os.replace(Path(scratch, name), directory / name)
+
+
+def _read_config(path: Path) -> TransformerConfig:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("not a JSON object")
+        return TransformerConfig.from_dict(values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _read_weights(path: Path, model: Transformer) -> None:
+    try:
+        weights = safetensors.torch.load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a whole safetensors file") from error
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            raise ValueError(
+                f"{path} does not fit {CONFIG}: {name} is {found.get(name, 'missing')}"
+                f" and should be {expected.get(name, 'absent')}"
+            )
+    model.load_state_dict(weights)
 
 
 class Translator:
@@ -31,7 +80,9 @@ class Translator:
         for name in ("vocab_size", "pad_id", "bos_id", "eos_id"):
             ours, theirs = getattr(model.config, name), getattr(tokenizer, name)
             if ours != theirs:
-                raise ValueError(f"{name}: {ours} in the model, {theirs} in tokenizer")
+                raise ValueError(
+                    f"{name} is {ours} in the model and {theirs} in the tokenizer"
+                )
         self.model, self.tokenizer = model, tokenizer
 
     def encode(self, line: str) -> list[int]:
@@ -48,16 +99,19 @@ class Translator:
         return ids
 
     def translate(self, lines: Iterable[str], batch_size: int = 64) -> list[str]:
-        """Translations of lines, in their order; an empty line stays empty.
+        """Translations of lines, in their order; a blank line gives an empty one.
 
         batch_size: sentences translated at a time, grouped by length. It decides time
         and memory and, rounding of the last bit apart, nothing else.
-        Raises ValueError, naming the line from 1, where one is too long.
+        Raises ValueError, naming the line from 1, where one is too long; TypeError
+        where lines is one string.
         """
+        if isinstance(lines, str):
+            raise TypeError("lines is a string: hand over a list of sentences")
         encoded = []
         for number, line in enumerate(lines, start=1):
             try:
-                encoded.append(self.encode(line))
+                encoded.append(self.encode(line) if line.strip() else [])
             except ValueError as error:
                 raise ValueError(f"line {number}: {error}") from None
         outputs = [""] * len(encoded)
@@ -65,45 +119,32 @@ class Translator:
         order.sort(key=lambda i: len(encoded[i]), reverse=True)
         for start in range(0, len(order), batch_size):
             group = order[start : start + batch_size]
-            for i, text in zip(
-                group, self._batch([encoded[i] for i in group]), strict=True
-            ):
+            texts = self._translate_batch([encoded[i] for i in group])
+            for i, text in zip(group, texts, strict=True):
                 outputs[i] = text
         return outputs
 
-    def _batch(self, sources: list[list[int]]) -> list[str]:
+    def _translate_batch(self, sources: list[list[int]]) -> list[str]:
         config = self.model.config
         src = pad([ids + [config.eos_id] for ids in sources], config.pad_id)  # (B, S)
         src = src.to(self.model.embedding.weight.device)
-        translations = greedy_search(self.model, src, EXTRA_LENGTH)
+        outputs = greedy_search(self.model, src, EXTRA_LENGTH)
         # A byte piece can spell a line end: one line in is one line out all the same.
-        return [" ".join(self.tokenizer.decode(ids).split()) for ids in translations]
+        return [re.sub(r"[\r\n]+", " ", self.tokenizer.decode(ids)) for ids in outputs]
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write config.json, tokenizer.model and model.safetensors, the weights last.
 
-        All three are complete before the first gets its name, and weights that do not
-        belong to a new configuration or tokenizer go first: a save that is broken off
-        leaves the model that was there, or a folder that does not load.
+        A save that is broken off leaves the model that was there, or a folder that
+        does not load.
         """
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
         config = json.dumps(self.model.config.to_dict(), indent=2) + "\n"
         files = {
             CONFIG: config.encode(),
             TOKENIZER: self.tokenizer.model,
             WEIGHTS: safetensors.torch.save(self.model.state_dict()),
         }
-        with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as scratch:
-            for name, data in files.items():
-                with open(Path(scratch, name), "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-            if any(_differs(directory / n, files[n]) for n in (CONFIG, TOKENIZER)):
-                (directory / WEIGHTS).unlink(missing_ok=True)
-            for name in files:
-                os.replace(Path(scratch, name), directory / name)
+        _write(Path(directory), files)
 
     @classmethod
     def from_pretrained(
@@ -131,34 +172,3 @@ class Translator:
             return cls(model.to(device).eval(), tokenizer)
         except ValueError as error:
             raise ValueError(f"{directory}: {error}") from None
-
-
-def _differs(path: Path, data: bytes) -> bool:
-    return path.exists() and path.read_bytes() != data
-
-
-def _read_config(path: Path) -> TransformerConfig:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("not a JSON object")
-        return TransformerConfig.from_dict(values)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def _read_weights(path: Path, model: Transformer) -> None:
-    """Fill the model. Raises ValueError, naming the file, where the two do not fit."""
-    try:
-        weights = safetensors.torch.load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
-    found = {name: tuple(value.shape) for name, value in weights.items()}
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    for name in sorted(found.keys() | expected.keys()):
-        if found.get(name) != expected.get(name):
-            raise ValueError(
-                f"{path} does not fit {CONFIG}: {name} is {found.get(name, 'missing')}"
-                f" and should be {expected.get(name, 'absent')}"
-            )
-    model.load_state_dict(weights)

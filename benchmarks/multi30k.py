@@ -92,6 +92,8 @@ def main() -> None:
     run = json.loads((arguments.out / "record.json").read_text(encoding="utf-8"))
     log = (arguments.out / "training.jsonl").read_text(encoding="utf-8")
     epochs = [json.loads(line) for line in log.splitlines()]
+    if len(epochs) != run["training"]["epochs"]:
+        sys.exit(f"{arguments.out}: {len(epochs)} epochs, the run was broken off")
     scores, signature = evaluate(arguments.out, run["corpus"])
     record = {
         **run,

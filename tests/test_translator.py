@@ -1,0 +1,308 @@
+"""Translator: order, batches, and a model that is saved whole or not at all."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from annotated_transformer import Transformer, TransformerConfig, Translator
+from annotated_transformer.tokenizer import Tokenizer
+
+LINES = [
+    "A dog runs through the grass.",
+    "Two men sit on a bench and talk.",
+    "A child looks at a red balloon!",
+    "Nobody is here.",
+    "Ein Hund rennt durch das Gras.",
+    "Zwei Männer sitzen auf einer Bank.",
+]
+FILES = ["config.json", "model.safetensors", "tokenizer.model"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train(LINES, 300)
+
+
+def make(tokenizer, seed=0, **changes):
+    torch.manual_seed(seed)
+    sizes = {"d_model": 16, "n_layers": 1, "n_heads": 2, "d_ff": 32, "max_length": 120}
+    config = TransformerConfig(tokenizer.vocab_size, **{**sizes, **changes})
+    model = Transformer(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.7)  # outputs that depend on the input
+    return Translator(model, tokenizer)
+
+
+def logits(translator):
+    src = torch.tensor([[262, 270, 281, 2], [290, 2, 0, 0]])
+    with torch.no_grad():
+        return translator.model(src, torch.tensor([[1, 263], [1, 299]]))
+
+
+# Translating
+
+
+def test_order_is_kept_and_the_batch_changes_nothing(tokenizer):
+    translator = make(tokenizer)
+    lines = [" ".join(LINES[i % 6].split()[: 1 + i % 5]) for i in range(24)]
+    alone = [translator.translate([line])[0] for line in lines]
+    assert len(set(alone)) > 5
+    for batch_size in (1, 3, 64):
+        assert translator.translate(lines, batch_size) == alone
+    assert translator.translate(iter(lines)) == alone
+
+
+def test_empty_lines_stay_empty(tokenizer):
+    translator = make(tokenizer)
+    outputs = translator.translate(["", LINES[0], "  \t ", LINES[1], ""])
+    assert [bool(text) for text in outputs] == [False, True, False, True, False]
+    assert translator.translate([]) == [] and translator.translate([""]) == [""]
+
+
+def test_one_line_in_is_one_line_out(tokenizer, monkeypatch):
+    translator = make(tokenizer)
+    monkeypatch.setattr(tokenizer, "decode", lambda ids: "a\nb\r\nc\u00a0d\r")
+    assert translator.translate(LINES[:2]) == ["a b c\u00a0d "] * 2
+
+
+def test_a_sentence_that_is_too_long_is_named_and_never_cut(tokenizer):
+    fits, too_long = LINES[0], LINES[0] + "!"
+    n = len(tokenizer.encode(fits))
+    translator = make(tokenizer, max_length=n + 50)
+    assert translator.translate([fits])[0]
+    with pytest.raises(ValueError, match=f"line 3: {n + 1} tokens, more than the {n}"):
+        translator.translate([fits, "", too_long, too_long])
+
+
+def test_one_string_is_not_a_list_of_lines(tokenizer):
+    with pytest.raises(TypeError, match="list of sentences"):
+        make(tokenizer).translate("A dog runs.")
+
+
+def test_model_and_tokenizer_must_belong_together(tokenizer):
+    with pytest.raises(ValueError, match="vocab_size is 301 in the model and 300"):
+        Translator(Transformer(TransformerConfig(301, 16, 1, 2)), tokenizer)
+    with pytest.raises(ValueError, match="eos_id is 3 in the model and 2"):
+        Translator(Transformer(TransformerConfig(300, 16, 1, 2, eos_id=3)), tokenizer)
+
+
+# Saving and loading
+
+FRESH = """
+import sys, torch
+from annotated_transformer import Translator
+translator = Translator.from_pretrained(sys.argv[1])
+assert not translator.model.training
+src = torch.tensor([[262, 270, 281, 2], [290, 2, 0, 0]])
+with torch.no_grad():
+    logits = translator.model(src, torch.tensor([[1, 263], [1, 299]]))
+sys.stdout.buffer.write(logits.numpy().tobytes())
+sys.stdout.buffer.write("|".join(translator.translate(sys.argv[2:])).encode())
+"""
+
+
+@pytest.mark.parametrize("changes", [{}, {"norm": "pre", "positions": "learned"}])
+def test_the_same_to_the_bit_in_a_fresh_process(tokenizer, tmp_path, changes):
+    translator = make(tokenizer, dropout=0.4, **changes)
+    translator.model.train()
+    translator.save_pretrained(tmp_path / "deep" / "model")
+    translator.model.eval()
+    command = [sys.executable, "-c", FRESH, tmp_path / "deep" / "model", *LINES]
+    done = subprocess.run(command, capture_output=True, check=True)
+    texts = "|".join(translator.translate(LINES)).encode()
+    assert done.stdout == logits(translator).numpy().tobytes() + texts
+
+
+def test_three_files_and_no_pickle(tokenizer, tmp_path, monkeypatch):
+    translator = make(tokenizer)
+
+    def forbidden(*args, **kwargs):
+        raise AssertionError("pickle")
+
+    for module, name in ((torch, "save"), (torch, "load"), (pickle, "loads")):
+        monkeypatch.setattr(module, name, forbidden)
+    translator.save_pretrained(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == FILES
+    weights = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    assert weights.keys() == translator.model.state_dict().keys()
+    loaded = Translator.from_pretrained(tmp_path)
+    assert torch.equal(logits(loaded), logits(translator))
+    mode = (tmp_path / "model.safetensors").stat().st_mode
+    assert mode == (tmp_path / "config.json").stat().st_mode
+
+
+def test_still_one_matrix_for_both_ends(tokenizer, tmp_path):
+    make(tokenizer).save_pretrained(tmp_path)
+    model = Translator.from_pretrained(tmp_path, device="cpu").model
+    assert sum(p.numel() == 300 * 16 for p in model.parameters()) == 1
+
+
+class Stop(BaseException):
+    """The machine goes off."""
+
+
+@pytest.mark.parametrize("before", ["nothing", "same shape", "other shape"])
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_a_broken_save_never_looks_whole(
+    tokenizer, tmp_path, monkeypatch, before, function, call
+):
+    old = make(tokenizer, 1, d_ff=32 if before == "same shape" else 48)
+    new, folder = make(tokenizer, 2), tmp_path / "model"
+    if before != "nothing":
+        old.save_pretrained(folder)
+    calls, real = [], getattr(os, function)
+
+    def stops(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == call:
+            raise Stop
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, function, stops)
+        try:
+            new.save_pretrained(folder)
+        except Stop:
+            pass
+    whole = [new] if before == "nothing" else [old, new]
+    try:
+        loaded = logits(Translator.from_pretrained(folder))
+    except ValueError:
+        assert before != "same shape"  # a model that is replaced like by like stays
+    else:
+        assert any(torch.equal(loaded, logits(translator)) for translator in whole)
+    new.save_pretrained(folder)  # and the folder is none the worse
+    assert torch.equal(logits(Translator.from_pretrained(folder)), logits(new))
+
+
+def test_saving_over_another_tokenizer_never_mixes_the_two(
+    tokenizer, tmp_path, monkeypatch
+):
+    other = Tokenizer.train([line[::-1] for line in LINES], 300)
+    make(other).save_pretrained(tmp_path)
+    real = os.replace
+
+    def stops(source, destination):
+        if Path(destination).name == "model.safetensors":
+            raise Stop
+        real(source, destination)
+
+    monkeypatch.setattr(os, "replace", stops)
+    with pytest.raises(Stop):
+        make(tokenizer).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"has no model\.safetensors"):
+        Translator.from_pretrained(tmp_path)
+
+
+# Broken models
+
+
+def spoil_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def spoil_weights(folder, spoil):
+    path = folder / "model.safetensors"
+    weights = safetensors.torch.load_file(path)
+    spoil(weights)
+    safetensors.torch.save_file(weights, path)
+
+
+def cut(path, keep):
+    path.write_bytes(path.read_bytes()[:keep])
+
+
+NOT_WHOLE = r"model\.safetensors: not a whole safetensors file"
+BROKEN = {
+    "no config": (lambda f: (f / "config.json").unlink(), r"has no config\.json"),
+    "no weights": (
+        lambda f: (f / "model.safetensors").unlink(),
+        r"has no model\.safetensors",
+    ),
+    "no tokenizer": (
+        lambda f: (f / "tokenizer.model").unlink(),
+        r"has no tokenizer\.model",
+    ),
+    "config cut": (lambda f: cut(f / "config.json", 40), r"config\.json: "),
+    "config empty": (lambda f: cut(f / "config.json", 0), r"config\.json: "),
+    "config a list": (
+        lambda f: (f / "config.json").write_text("[1]"),
+        r"config\.json: not a JSON object",
+    ),
+    "config not UTF-8": (
+        lambda f: (f / "config.json").write_bytes(b"\xff{}"),
+        r"config\.json: ",
+    ),
+    "unknown field": (
+        lambda f: spoil_config(f, n_heds=3),
+        r"config\.json: unknown configuration field: n_heds",
+    ),
+    "missing field": (
+        lambda f: (f / "config.json").write_text("{}"),
+        r"config\.json: .*vocab_size",
+    ),
+    "field of another type": (
+        lambda f: spoil_config(f, dropout="high"),
+        r"config\.json: ",
+    ),
+    "field out of range": (
+        lambda f: spoil_config(f, n_heads=5),
+        r"config\.json: d_model is 16",
+    ),
+    "weights a text file": (
+        lambda f: (f / "model.safetensors").write_text("not weights\n" * 9),
+        NOT_WHOLE,
+    ),
+    "weights cut": (lambda f: cut(f / "model.safetensors", 9000), NOT_WHOLE),
+    "weights short by a byte": (lambda f: cut(f / "model.safetensors", -1), NOT_WHOLE),
+    "weights empty": (lambda f: cut(f / "model.safetensors", 0), NOT_WHOLE),
+    "weights a pickle": (
+        lambda f: torch.save({"x": torch.ones(2)}, f / "model.safetensors"),
+        NOT_WHOLE,
+    ),
+    "another shape": (
+        lambda f: spoil_config(f, d_ff=64),
+        r"model\.safetensors does not fit config\.json: .* \(32,\) .* \(64,\)",
+    ),
+    "a layer more": (
+        lambda f: spoil_config(f, n_layers=2),
+        r"model\.safetensors does not fit config\.json: .* is missing",
+    ),
+    "a tensor too many": (
+        lambda f: spoil_weights(f, lambda w: w.update(more=torch.ones(1))),
+        r"model\.safetensors does not fit config\.json: more .* should be absent",
+    ),
+    "tokenizer a text file": (
+        lambda f: (f / "tokenizer.model").write_text("pieces"),
+        r"tokenizer\.model: ",
+    ),
+    "tokenizer of another size": (
+        lambda f: Tokenizer.train(LINES, 310).save(f / "tokenizer.model"),
+        "vocab_size is 300 in the model and 310 in the tokenizer",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_model_is_refused_and_named(tokenizer, tmp_path, what):
+    make(tokenizer).save_pretrained(tmp_path)
+    spoil, message = BROKEN[what]
+    spoil(tmp_path)
+    with pytest.raises(ValueError, match=message) as caught:
+        Translator.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_no_such_folder(tmp_path):
+    with pytest.raises(ValueError, match="nowhere: no such folder"):
+        Translator.from_pretrained(tmp_path / "nowhere")
