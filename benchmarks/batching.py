@@ -173,6 +173,20 @@ def describe_padding(lengths, max_tokens: int) -> list[dict]:
     return table
 
 
+def describe_company(lengths, max_tokens: int) -> dict:
+    """How many of the pairs in a pair's batch are there again in the next epoch."""
+    before, after = (
+        group_by_length(lengths, max_tokens, random.Random(seed)) for seed in SEEDS[:2]
+    )
+    place = {i: number for number, group in enumerate(after) for i in group}
+    again = total = 0
+    for group in before:
+        counts = Counter(place[i] for i in group).values()
+        again += sum(n * (n - 1) for n in counts)
+        total += len(group) * (len(group) - 1)
+    return {"max_tokens": max_tokens, "again": round(again / total, 4)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -210,6 +224,7 @@ def main() -> None:
             "same_length": round(sum(s == t for s, t in lengths) / len(lengths), 4),
         },
         "padding": [row for m in MAX_TOKENS for row in describe_padding(lengths, m)],
+        "company": [describe_company(lengths, m) for m in MAX_TOKENS],
     }
     arguments.record.parent.mkdir(parents=True, exist_ok=True)
     lines = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
