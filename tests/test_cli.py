@@ -1,0 +1,502 @@
+"""The command line: what it writes, what it refuses, and how it says so."""
+
+import io
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from annotated_transformer import Transformer, TransformerConfig, Translator, cli
+from annotated_transformer.tokenizer import Tokenizer
+
+ADJECTIVES = {"red": "roter", "old": "alter"}
+NOUNS = {"dog": "Hund", "cat": "Kater", "fish": "Fisch"}
+VERBS = {"runs": "rennt", "sleeps": "schläft", "eats": "frisst", "waits": "wartet"}
+WORDS = list(itertools.product(ADJECTIVES, NOUNS, VERBS))
+ENGLISH = [f"A {a} {n} {v}." for a, n, v in WORDS]
+GERMAN = [f"Ein {ADJECTIVES[a]} {NOUNS[n]} {VERBS[v]}." for a, n, v in WORDS]
+FILES = [
+    "config.json",
+    "model.safetensors",
+    "record.json",
+    "tokenizer.model",
+    "training.jsonl",
+]
+QUICK = ["--vocab-size", "330", "--epochs", "2", "--max-tokens", "100"]
+
+
+def write_corpus(folder, **changes):
+    """A corpus of 24 pairs in each split; changes: file name → bytes, or None."""
+    folder.mkdir()
+    for split in ("train", "val", "test"):
+        for language, lines in (("en", ENGLISH), ("de", GERMAN)):
+            text = "".join(f"{line}\n" for line in lines)
+            (folder / f"{split}.{language}").write_text(text, "utf-8")
+    for name, data in changes.items():
+        path = folder / name.replace("_", ".")
+        path.unlink() if data is None else path.write_bytes(data)
+    return folder
+
+
+def contents(folder):
+    """Every file in a folder with its bytes."""
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpora") / "farm")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A small random model whose translations depend on what it reads."""
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.train(ENGLISH + GERMAN, 330)
+    network = Transformer(TransformerConfig(330, 16, 1, 2, d_ff=32, max_length=150))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(std=0.7)
+    folder = tmp_path_factory.mktemp("models") / "random"
+    Translator(network, tokenizer).save_pretrained(folder)
+    (folder / "record.json").write_text('{"source": "en", "target": "de"}')
+    return folder
+
+
+@pytest.fixture
+def run(monkeypatch, capfdbinary):
+    """Run a command in this process: exit code, standard output, standard error."""
+
+    def run(*arguments, stdin=b""):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        code = cli.main([str(argument) for argument in arguments])
+        out, err = capfdbinary.readouterr()
+        return code, out.decode(), err.decode()
+
+    return run
+
+
+def process(*arguments, **options):
+    """Start a command as a process of its own."""
+    command = [sys.executable, "-m", "annotated_transformer", *map(str, arguments)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, **{**pipes, **options})
+
+
+def train_arguments(corpus, out, *more):
+    languages = ["--source", "en", "--target", "de"]
+    return ["train", "--corpus", corpus, *languages, "--out", out, *QUICK, *more]
+
+
+def is_one_line(err):
+    return err.startswith("annotated-transformer: ") and err.count("\n") == 1
+
+
+# What the commands do
+
+
+def test_train_leaves_a_model_a_log_and_a_record(run, corpus, tmp_path):
+    arguments = train_arguments(corpus, tmp_path / "run", "--seed", "3")
+    code, out, err = run(*arguments)
+    assert (code, out) == (0, "")
+    assert err.count("epoch ") == 3 and "Traceback" not in err
+    assert sorted(os.listdir(tmp_path / "run")) == FILES
+
+    log = (tmp_path / "run/training.jsonl").read_text().splitlines()
+    epochs = [json.loads(line) for line in log]
+    assert [epoch["epoch"] for epoch in epochs] == [1, 2]
+    record = json.loads((tmp_path / "run/record.json").read_text())
+    assert record["command"].split()[:2] == ["annotated-transformer", "train"]
+    assert record["validation_bleu"] == max(epoch["bleu"] for epoch in epochs)
+    assert record["signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a")
+    assert record["pairs"] == 24 and record["training"]["seed"] == 3
+    assert record["config"] == json.loads((tmp_path / "run/config.json").read_text())
+    translator = Translator.from_pretrained(tmp_path / "run")
+    parameters = sum(p.numel() for p in translator.model.parameters())
+    assert record["parameters"] == parameters
+    for name in ("date", "device", "threads", "versions", "seconds", "source"):
+        assert record[name]
+
+
+def test_the_same_seed_gives_the_same_weights(run, corpus, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        more = ["--seed", seed, "--epochs", "1"]
+        assert run(*train_arguments(corpus, tmp_path / name, *more))[0] == 0
+    a, b, c = ((tmp_path / n / "model.safetensors").read_bytes() for n in "abc")
+    assert a == b != c
+
+
+def fake_training(scores):
+    """A stand-in for `train`: each epoch marks the weights with its number."""
+
+    def train(model, batches, validation, config, score):
+        for epoch, bleu in enumerate(scores, start=1):
+            torch.nn.init.constant_(model.embedding.weight, epoch)
+            yield {
+                "epoch": epoch,
+                "train_loss": 1.0,
+                "validation_loss": 1 / epoch,
+                "tokens_per_second": 1.0,
+                "seconds": 1.0,
+                "bleu": bleu,
+                "signature": "s",
+            }
+
+    return train
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"), [([1.0, 3.0, 2.0], 2), ([3.0, 3.0, 1.0], 2), ([0.0], 1)]
+)
+def test_the_best_epoch_is_kept(run, corpus, tmp_path, monkeypatch, scores, best):
+    monkeypatch.setattr(cli, "train", fake_training(scores))
+    assert run(*train_arguments(corpus, tmp_path / "run"))[0] == 0
+    translator = Translator.from_pretrained(tmp_path / "run")
+    assert translator.model.embedding.weight.unique().tolist() == [best]
+    record = json.loads((tmp_path / "run/record.json").read_text())
+    assert record["best_epoch"] == best
+    assert record["validation_bleu"] == scores[best - 1]
+
+
+def test_pairs_left_out_are_counted(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "train", fake_training([0.0]))
+    lines = [*ENGLISH]
+    lines[3], lines[5], lines[9] = "", "   ", " ".join(["dog"] * 101)
+    corpus = write_corpus(
+        tmp_path / "gaps", train_en="".join(f"{x}\n" for x in lines).encode()
+    )
+    code, out, err = run(*train_arguments(corpus, tmp_path / "run"))
+    message = (
+        "train: left out 3 of 24 pairs, 2 with an empty side"
+        " and 1 with a side of more than 100 tokens\n"
+    )
+    assert code == 0 and message in err and "val: left out" not in err
+    assert json.loads((tmp_path / "run/record.json").read_text())["pairs"] == 21
+
+
+def test_translate_is_line_in_line_out(run, model):
+    lines = [ENGLISH[0], "", "  ", ENGLISH[1], "Ünïcödé \u2028 \u00a0x", ENGLISH[2]]
+    expected = Translator.from_pretrained(model).translate(lines)
+    text = "".join(f"{line}\n" for line in expected)
+    command = "translate", "--model", model
+    assert run(*command, stdin="\n".join(lines).encode()) == (0, text, "")
+    assert run(*command, stdin="\r\n".join([*lines, ""]).encode()) == (0, text, "")
+    assert run(*command) == (0, "", "")
+    assert run(*command, stdin=b"\n\n") == (0, "\n\n", "")
+
+
+def test_thousands_of_lines_keep_their_order(run, model, monkeypatch):
+    class Echo(Translator):
+        def translate(self, lines, batch_size=64):
+            return [line[::-1] for line in lines]
+
+    monkeypatch.setattr(cli, "Translator", Echo)
+    lines = [f"{number} dogs" for number in range(5000)]
+    stdin = "".join(f"{line}\n" for line in lines).encode()
+    code, out, err = run("translate", "--model", model, stdin=stdin)
+    assert out.splitlines() == [line[::-1] for line in lines]
+
+
+def test_chunks_do_not_change_a_translation(run, model, monkeypatch):
+    stdin = "".join(f"{line}\n" for line in ENGLISH).encode()
+    whole = run("translate", "--model", model, stdin=stdin)
+    monkeypatch.setattr(cli, "CHUNK", 5)
+    monkeypatch.setattr(cli.translations, "__defaults__", (5,))
+    assert run("translate", "--model", model, stdin=stdin) == whole
+
+
+def test_evaluate_prints_bleu_and_signature(run, corpus, model, monkeypatch):
+    class Oracle(Translator):
+        def translate(self, lines, batch_size=64):
+            return [dict(zip(ENGLISH, GERMAN, strict=True))[line] for line in lines]
+
+    monkeypatch.setattr(cli, "Translator", Oracle)
+    command = "evaluate", "--model", model, "--corpus", corpus, "--split", "test"
+    code, out, err = run(*command)
+    assert code == 0 and err == ""
+    assert out.startswith("BLEU 100.00  nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|")
+    assert out.count("\n") == 1
+
+
+def test_languages_given_go_before_those_of_the_record(run, corpus, model, monkeypatch):
+    seen = []
+
+    class Spy(Translator):
+        def translate(self, lines, batch_size=64):
+            seen.append(lines[0])
+            return lines
+
+    monkeypatch.setattr(cli, "Translator", Spy)
+    command = ["evaluate", "--model", model, "--corpus", corpus, "--split", "test"]
+    same = "BLEU 100.00"
+    assert not run(*command)[1].startswith(same)
+    assert not run(*command, "--source", "de", "--target", "en")[1].startswith(same)
+    assert run(*command, "--target", "en")[1].startswith(same)
+    assert seen == [ENGLISH[0], GERMAN[0], ENGLISH[0]]
+
+
+def test_evaluate_takes_empty_lines(run, model, tmp_path):
+    text = "".join(f"{line}\n" for line in ["", *ENGLISH[1:]]).encode()
+    corpus = write_corpus(tmp_path / "gaps", test_en=text)
+    command = "evaluate", "--model", model, "--corpus", corpus, "--split", "test"
+    assert run(*command)[0] == 0
+
+
+def test_help_and_version(run):
+    for arguments in (["--help"], ["train", "--help"], ["--version"]):
+        code, out, err = run(*arguments)
+        assert code == 0 and out and not err
+
+
+# What they refuse
+
+TRAIN = {
+    "unknown corpus": ({"corpus": "multi31k"}, 1, "unknown corpus 'multi31k'"),
+    "missing folder": ({"corpus": "no/such/folder"}, 1, "no/such/folder"),
+    "unknown language": ({"target": "xx"}, 1, "no train.xx"),
+    "unknown --config": ({"config": "huge"}, 2, "'huge' is not one of tiny, base"),
+    "no --out": ({"out": None}, 2, "--out"),
+    "not a number": ({"epochs": "many"}, 2, "--epochs: 'many' is not a positive"),
+    "zero epochs": ({"epochs": "0"}, 2, "--epochs: '0' is not a positive"),
+    "no such device": ({"device": "cuda:99"}, 2, "no device 'cuda:99'"),
+    "dropout": ({"dropout": "1.5"}, 1, "dropout is 1.5"),
+    "smoothing": ({"smoothing": "nan"}, 1, "smoothing is nan"),
+    "seed": ({"seed": "-1"}, 1, "seed is -1"),
+    "pieces, too many": ({"vocab-size": "9999"}, 1, "cannot learn 9999 pieces"),
+    "pieces, too few": ({"vocab-size": "200"}, 1, "cannot learn 200 pieces"),
+    "no room for a pair": ({"max-tokens": "2"}, 1, "none remains"),
+    "unknown argument": ({"gpu": "1"}, 2, "unrecognized arguments: --gpu 1"),
+}
+
+
+@pytest.mark.parametrize("what", TRAIN)
+def test_train_refuses(run, corpus, tmp_path, what):
+    changes, expected, message = TRAIN[what]
+    values = {"corpus": corpus, "source": "en", "target": "de", "out": tmp_path / "run"}
+    values |= {"vocab-size": 330, **changes}
+    options = [[f"--{name}", v] for name, v in values.items() if v is not None]
+    code, out, err = run("train", *sum(options, []))
+    assert (code, out) == (expected, "") and message in err and is_one_line(err)
+    assert not (tmp_path / "run").exists() or not os.listdir(tmp_path / "run")
+
+
+SPLITS = {
+    "unequal line counts": (
+        {"train_de": b"Ein Hund.\n"},
+        ["train.en has 24 lines", "train.de has 1"],
+    ),
+    "unequal, validation": ({"val_en": b"A dog.\n"}, ["val.en has 1 lines"]),
+    "invalid UTF-8": (
+        {"train_en": b"A dog.\nA caf\xe9.\n"},
+        ["train.en, line 2", "not valid UTF-8"],
+    ),
+    "no validation": ({"val_de": None}, ["no val.de"]),
+    "empty file": ({"train_en": b"", "train_de": b""}, ["train.en is empty"]),
+    "nothing but gaps": (
+        {"train_en": b"A dog.\n\n", "train_de": b"\nEin Hund.\n"},
+        ["train: left out 2 of 2 pairs, 2 with an empty side; none remains"],
+    ),
+    "too long to validate": (
+        {"val_en": b"dog " * 9000 + b"\n", "val_de": b"Hund\n"},
+        ["val"],
+    ),
+}
+
+
+@pytest.mark.parametrize("what", SPLITS)
+def test_train_names_the_file_and_the_line(run, tmp_path, what):
+    changes, messages = SPLITS[what]
+    corpus = write_corpus(tmp_path / "corpus", **changes)
+    size = ["--vocab-size", "290"] if what == "nothing but gaps" else []
+    code, out, err = run(*train_arguments(corpus, tmp_path / "run", *size))
+    assert (code, out) == (1, "") and is_one_line(err.splitlines()[-1] + "\n")
+    assert all(message in err for message in messages), err
+    assert not list(tmp_path.glob("run/*"))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_train_overwrites_nothing(run, corpus, tmp_path, name):
+    (tmp_path / name).write_text("dear to someone")
+    before = contents(tmp_path)
+    code, out, err = run(*train_arguments(corpus, tmp_path))
+    assert code == 1 and is_one_line(err) and f"already holds {name}" in err
+    assert contents(tmp_path) == before
+
+
+def test_train_needs_a_folder_it_can_write_to(run, corpus, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for out, message in (
+        ("file", "file is not a folder"),
+        ("file/run", "cannot write to"),
+        ("/proc/run", "cannot write to /proc/run"),
+    ):
+        code, _, err = run(*train_arguments(corpus, tmp_path / out))
+        assert code == 1 and is_one_line(err) and message in err
+
+
+SPOILT = {
+    "missing": (None, "no such folder"),
+    "a text file": (("model.safetensors", b"text\n" * 9), "not a whole safetensors"),
+    "cut short": (("model.safetensors", 5000), "not a whole safetensors"),
+    "of another shape": (("config.json", {"d_ff": 64}), "does not fit config.json"),
+    "an unknown field": (("config.json", {"n_heds": 1}), "field: n_heds"),
+    "broken JSON": (("config.json", 20), "config.json: "),
+    "no tokenizer": (("tokenizer.model", None), "has no tokenizer.model"),
+    "no weights": (("model.safetensors", None), "has no model.safetensors"),
+    "a text tokenizer": (("tokenizer.model", b"text"), "tokenizer.model: "),
+}
+
+
+@pytest.mark.parametrize("command", ["translate", "evaluate"])
+@pytest.mark.parametrize("what", SPOILT)
+def test_a_spoilt_model_is_named(run, corpus, model, tmp_path, what, command):
+    spoil, message = SPOILT[what]
+    folder = tmp_path / "model"
+    if spoil:
+        shutil.copytree(model, folder)
+        path, change = folder / spoil[0], spoil[1]
+        if change is None:
+            path.unlink()
+        elif isinstance(change, dict):
+            path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        else:
+            is_size = isinstance(change, int)
+            path.write_bytes(path.read_bytes()[:change] if is_size else change)
+    more = ["--corpus", corpus, "--split", "test"] if command == "evaluate" else []
+    code, out, err = run(command, "--model", folder, *more, stdin=b"A dog.\n")
+    assert (code, out) == (1, "") and is_one_line(err)
+    assert message in err and str(folder) in err
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (b"A caf\xe9.\n", "line 3: byte 6 is not valid UTF-8"),
+        (b"x" * 400 + b"\n", "line 3: 401 tokens, more than the 100 the model takes"),
+    ],
+    ids=["not UTF-8", "too long"],
+)
+def test_translate_writes_what_comes_before_a_bad_line(run, model, bad, message):
+    good = f"{ENGLISH[0]}\n{ENGLISH[5]}\n".encode()
+    _, expected, _ = run("translate", "--model", model, stdin=good)
+    code, out, err = run("translate", "--model", model, stdin=good + bad + good)
+    assert (code, out) == (1, expected) and is_one_line(err)
+    assert f"standard input, {message}" in err
+
+
+def test_evaluate_refuses(run, corpus, model, tmp_path):
+    command = ["evaluate", "--model", model, "--corpus", corpus, "--split"]
+    code, out, err = run(*command, "exam")
+    assert (code, out) == (1, "") and is_one_line(err) and "no exam.en" in err
+
+    long = write_corpus(tmp_path / "long", test_en=b"\n" * 23 + b"x" * 400)
+    command[4] = long
+    code, out, err = run(*command, "test")
+    assert (code, out) == (1, "") and "test.en, line 24: 401 tokens" in err
+
+    shutil.copytree(model, tmp_path / "model")
+    command[2:5] = [tmp_path / "model", "--corpus", corpus]
+    for record in ("[]", "{", '{"source": "en"}', None):
+        path = tmp_path / "model" / "record.json"
+        path.unlink() if record is None else path.write_text(record)
+        code, out, err = run(*command, "test")
+        assert (code, out) == (1, "") and is_one_line(err)
+        assert "record.json" in err and "give --source and --target" in err
+    assert run(*command, "test", "--source", "en", "--target", "de")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["train"], ["translate"], ["evaluate"], ["sing"], ["--loud"]]
+)
+def test_wrong_arguments_give_one_line_and_2(run, arguments):
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "") and is_one_line(err) and "--help" in err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("two\nlines of it"),
+        torch.OutOfMemoryError("out of memory"),
+        OSError("a download"),
+        PermissionError(13, "Permission denied", "model/config.json"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_goes_wrong_is_one_line(run, model, monkeypatch, error):
+    def fails(*args):
+        raise error
+
+    monkeypatch.setattr(cli.Translator, "from_pretrained", fails)
+    code, out, err = run("translate", "--model", model)
+    assert (code, out) == (1, "") and is_one_line(err)
+    if error.args[0] == 13:
+        assert "model/config.json: Permission denied" in err
+
+
+# As processes of their own
+
+
+def test_a_reader_that_goes_away_is_no_error(model, tmp_path):
+    (tmp_path / "long").write_text((ENGLISH[0] + "\n") * 3 * cli.CHUNK)
+    with (
+        open(tmp_path / "long", "rb") as lines,
+        process("translate", "--model", model, stdin=lines) as running,
+    ):
+        running.stdout.readline()
+        running.stdout.close()
+        assert running.stderr.read() == b""
+        assert running.wait() == 141
+
+
+def test_an_interrupt_is_quiet_and_leaves_the_best_so_far(corpus, tmp_path):
+    arguments = train_arguments(corpus, tmp_path / "run", "--epochs", "9999")
+    with process(*arguments) as running:
+        said = [running.stderr.readline() for _ in range(3)]
+        running.send_signal(signal.SIGINT)
+        said += [running.stderr.read()]
+        assert running.wait() == 130
+    assert said[1].startswith(b"epoch 1/9999") and b"Traceback" not in b"".join(said)
+    Translator.from_pretrained(tmp_path / "run")
+    assert sorted(os.listdir(tmp_path / "run")) == FILES
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_full_disk_is_one_line(model):
+    with (
+        open("/dev/full", "wb") as full,
+        process("translate", "--model", model, stdout=full) as running,
+    ):
+        _, err = running.communicate(b"A dog.\n")
+    assert running.returncode == 1 and is_one_line(err.decode())
+    assert b"standard output: No space left on device" in err
+
+
+@pytest.mark.parametrize("stream", ["stdin", "stdout"])
+def test_a_closed_stream_is_one_line(model, monkeypatch, capfd, stream):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"A dog.\n")))
+    monkeypatch.setattr(sys, stream, None)
+    assert cli.main(["translate", "--model", str(model)]) == 1
+    err = capfd.readouterr().err
+    assert is_one_line(err) and f"standard {stream[3:]}put is closed" in err
+
+
+def test_the_installed_script_and_a_traceback_for_developers(tmp_path):
+    script = Path(sys.executable).with_name("annotated-transformer")
+    options = ["translate", "--model", tmp_path / "nowhere"]
+    for start, code, traceback in (
+        ([script], 1, False),
+        ([sys.executable, "-X", "dev", "-m", "annotated_transformer"], 1, True),
+    ):
+        if start[0] == script and not script.exists():
+            continue
+        done = subprocess.run([*start, *options], capture_output=True, text=True)
+        assert done.returncode == code and "no such folder" in done.stderr
+        assert ("Traceback" in done.stderr) == traceback
