@@ -46,7 +46,6 @@ check: $(ready)
 	$(bin)/ruff check
 	$(bin)/ruff format --check $(ours)
 	$(bin)/python tools/export.py --check
-	$(bin)/python tools/compared.py
 	$(bin)/pytest -q -n 2 --dist loadfile -m "not slow"
 
 test: $(ready)
@@ -57,7 +56,6 @@ test: $(ready)
 	@test -z "$$(git ls-files --others --exclude-standard -- annotated_transformer)" || { \
 	  echo "not under version control:"; git ls-files --others --exclude-standard -- annotated_transformer; exit 1; }
 	$(MAKE) book
-	$(bin)/python tools/compared.py
 	$(bin)/pytest -n 2 --dist loadfile --nbval --nbval-current-env notebooks tests
 
 execute: $(ready)

@@ -1,6 +1,7 @@
 """What every notebook keeps to, so that a diff shows what changed."""
 
 import ast
+import re
 from pathlib import Path
 
 import nbformat
@@ -80,6 +81,12 @@ def test_each_figure_says_what_it_shows(notebook):
             told = cell.metadata.get("mystnb", {})
             assert told.get("figure", {}).get("caption"), f"no caption:\n{cell.source}"
             assert told.get("image", {}).get("alt"), f"no alt text:\n{cell.source}"
+
+
+def test_every_notebook_is_in_the_table_of_contents():
+    contents = (ROOT / "book" / "_toc.yml").read_text(encoding="utf-8")
+    listed = set(re.findall(r"file: notebooks/(\S+)", contents))
+    assert listed == {path.stem for path in NOTEBOOKS}
 
 
 def test_few_cells_are_left_uncompared():

@@ -2,10 +2,9 @@
 
 nbval runs every cell. It compares all the text a cell prints, unless a tag says
 otherwise or the committed cell was never run. The pixels of a figure are not compared.
-More than a tenth of the cells left out is an error.
+The tests refuse more than a tenth of the cells left out.
 """
 
-import sys
 from pathlib import Path
 
 import nbformat
@@ -47,18 +46,18 @@ def count(paths: list[Path]) -> tuple[int, int, list[str]]:
     return total, printing, loose
 
 
-def main() -> int:
+def report() -> list[str]:
+    """The count over all notebooks, in words."""
     paths = sorted((ROOT / "notebooks").glob("*.ipynb"))
     total, printing, loose = count(paths)
     share = len(loose) / total if total else 0.0
-    print(f"{len(paths)} notebooks, {total} code cells")
-    print(
-        f"compared strictly: {total - len(loose)} ({printing} of them print something)"
-    )
-    print(f"not compared: {len(loose)} ({share:.1%}, at most {LIMIT:.0%})")
-    print(*(f"    {name}" for name in loose), sep="\n", end="\n" if loose else "")
-    return 1 if share > LIMIT else 0
+    return [
+        f"{len(paths)} notebooks, {total} code cells",
+        f"compared strictly: {total - len(loose)} ({printing} of them print something)",
+        f"not compared: {len(loose)} ({share:.1%}, at most {LIMIT:.0%})",
+        *(f"    {name}" for name in loose),
+    ]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    print(*report(), sep="\n")
