@@ -340,6 +340,20 @@ def test_the_loss_does_not_see_padding():
     torch.testing.assert_close(padded, loss(src, tgt))
 
 
+def test_target_padding_is_not_attended_to():
+    """At the end of a sentence the causal mask hides it, elsewhere its own must."""
+    model = make()
+    tgt = torch.tensor([[1, 0, 5, 6]])
+    x = model.embed(tgt).detach().requires_grad_()
+    memory = model.encode(sentences([3]), None)
+    hidden = model.decoder(x, memory, None, target_mask(tgt, 0))
+    (gradient,) = torch.autograd.grad(hidden[0, 3].pow(3).sum(), x)
+    reached = gradient[0].abs().sum(-1) > 0
+    assert reached.tolist() == [True, False, True, True]
+    default = model.decode(tgt, memory, None)
+    assert torch.equal(default, model.decode(tgt, memory, None, target_mask(tgt, 0)))
+
+
 def test_both_stacks_use_the_source_mask():
     model = make()
     src, tgt = sentences([5, 2]), sentences([4, 4])
