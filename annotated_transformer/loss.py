@@ -1,3 +1,4 @@
+# Written in notebooks/5_4_regularization.ipynb; edit it there.
 """Cross-entropy with label smoothing (§5.4)."""
 
 import torch.nn.functional as F

@@ -1,3 +1,4 @@
+# Written in notebooks/5_3_optimizer.ipynb; edit it there.
 """The learning rate of Eq. 3 (§5.3)."""
 
 __all__ = ["learning_rate"]

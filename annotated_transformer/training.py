@@ -1,3 +1,4 @@
+# Written in notebooks/5_2_hardware_and_schedule.ipynb; edit it there.
 """The training loop and its settings (§5.2)."""
 
 import math
@@ -14,7 +15,14 @@ from .loss import label_smoothed_cross_entropy
 from .model import Transformer
 from .schedule import learning_rate
 
-__all__ = ["TrainingConfig", "batch_loss", "evaluate_loss", "update", "train"]
+__all__ = [
+    "READ_EVERY",
+    "TrainingConfig",
+    "batch_loss",
+    "evaluate_loss",
+    "update",
+    "train",
+]
 
 
 @dataclass(frozen=True)
