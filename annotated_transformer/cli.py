@@ -246,9 +246,9 @@ def settings(arguments: argparse.Namespace) -> tuple[TransformerConfig, Training
         field: getattr(arguments, field) or default
         for field, default in RUNS[arguments.config].items()
     }
-    preset = getattr(TransformerConfig, arguments.config)
+    make = getattr(TransformerConfig, arguments.config)
     changes = {} if arguments.dropout is None else {"dropout": arguments.dropout}
-    config = preset(run.pop("vocab_size"), **changes)
+    config = make(run.pop("vocab_size"), **changes)
     return config, TrainingConfig(
         **run,
         smoothing=arguments.smoothing,

@@ -44,6 +44,17 @@ def _write(directory: Path, files: dict[str, bytes]) -> None:
             os.replace(Path(scratch, name), directory / name)
 
 
+def _check_complete(directory: Path) -> None:
+    if not directory.is_dir():
+        raise ValueError(f"{directory}: no such folder")
+    for name in (CONFIG, TOKENIZER, WEIGHTS):
+        if not (directory / name).is_file():
+            raise ValueError(
+                f"{directory} has no {name}: a model is a folder with {CONFIG}, "
+                f"{TOKENIZER} and {WEIGHTS}"
+            )
+
+
 def _read_config(path: Path) -> TransformerConfig:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -157,14 +168,7 @@ class Translator:
         fit the others.
         """
         directory = Path(directory)
-        if not directory.is_dir():
-            raise ValueError(f"{directory}: no such folder")
-        for name in (CONFIG, TOKENIZER, WEIGHTS):
-            if not (directory / name).is_file():
-                raise ValueError(
-                    f"{directory} has no {name}: a model is a folder with {CONFIG}, "
-                    f"{TOKENIZER} and {WEIGHTS}"
-                )
+        _check_complete(directory)
         model = Transformer(_read_config(directory / CONFIG))
         _read_weights(directory / WEIGHTS, model)
         tokenizer = Tokenizer.load(directory / TOKENIZER)

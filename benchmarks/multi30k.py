@@ -13,6 +13,7 @@ is scored and recorded, not repeated.
 import argparse
 import json
 import random
+import re
 import shlex
 import subprocess
 import sys
@@ -30,7 +31,10 @@ def command(*arguments: str) -> str:
     """Run one command of annotated-transformer; return what it prints."""
     print("$", shlex.join(["annotated-transformer", *arguments]), file=sys.stderr)
     python = [sys.executable, "-m", "annotated_transformer", *arguments]
-    return subprocess.run(python, check=True, stdout=subprocess.PIPE, text=True).stdout
+    done = subprocess.run(python, stdout=subprocess.PIPE, text=True)
+    if done.returncode:  # it has said why
+        sys.exit(done.returncode)
+    return done.stdout
 
 
 def git_commit() -> str:
@@ -53,11 +57,21 @@ def evaluate(out: Path, corpus: str) -> tuple[dict[str, float], str]:
     return scores, signature
 
 
+def words(line: str) -> list[str]:
+    """The words of a line in small letters."""
+    return re.findall(r"\w+", line.lower())
+
+
 def sample(out: Path, run: dict) -> list[dict]:
-    """Test sentences drawn by SAMPLE_SEED, with reference and translation."""
+    """Test sentences drawn by SAMPLE_SEED, with reference and translation.
+
+    unseen: the words of the source that the training text does not have.
+    """
     sources, references = load_pairs(
         run["corpus"], run["source"], run["target"], SPLITS[-1]
     )
+    trained_on, _ = load_pairs(run["corpus"], run["source"], run["target"], "train")
+    known = {word for line in trained_on for word in words(line)}
     lines = sorted(random.Random(SAMPLE_SEED).sample(range(len(sources)), SAMPLES))
     outputs = Translator.from_pretrained(out).translate(sources[i] for i in lines)
     return [
@@ -66,6 +80,7 @@ def sample(out: Path, run: dict) -> list[dict]:
             "source": sources[i],
             "reference": references[i],
             "translation": output,
+            "unseen": [word for word in words(sources[i]) if word not in known],
         }
         for i, output in zip(lines, outputs, strict=True)
     ]
@@ -98,7 +113,7 @@ def main() -> None:
     record = {
         **run,
         "commit": commit,
-        "epochs": [
+        "curve": [
             {
                 "epoch": epoch["epoch"],
                 "step": epoch["step"],

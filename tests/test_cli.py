@@ -102,6 +102,7 @@ def is_one_line(err):
 # What the commands do
 
 
+@pytest.mark.slow
 def test_train_leaves_a_model_a_log_and_a_record(run, corpus, tmp_path):
     arguments = train_arguments(corpus, tmp_path / "run", "--seed", "3")
     code, out, err = run(*arguments)
@@ -125,6 +126,7 @@ def test_train_leaves_a_model_a_log_and_a_record(run, corpus, tmp_path):
         assert record[name]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights(run, corpus, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         more = ["--seed", seed, "--epochs", "1"]
@@ -444,6 +446,7 @@ def test_whatever_goes_wrong_is_one_line(run, model, monkeypatch, error):
 # As processes of their own
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_error(model, tmp_path):
     (tmp_path / "long").write_text((ENGLISH[0] + "\n") * 3 * cli.CHUNK)
     with (
@@ -456,6 +459,7 @@ def test_a_reader_that_goes_away_is_no_error(model, tmp_path):
         assert running.wait() == 141
 
 
+@pytest.mark.slow
 def test_an_interrupt_is_quiet_and_leaves_the_best_so_far(corpus, tmp_path):
     arguments = train_arguments(corpus, tmp_path / "run", "--epochs", "9999")
     with process(*arguments) as running:
@@ -468,6 +472,7 @@ def test_an_interrupt_is_quiet_and_leaves_the_best_so_far(corpus, tmp_path):
     assert sorted(os.listdir(tmp_path / "run")) == FILES
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
 def test_a_full_disk_is_one_line(model):
     with (
@@ -488,6 +493,7 @@ def test_a_closed_stream_is_one_line(model, monkeypatch, capfd, stream):
     assert is_one_line(err) and f"standard {stream[3:]}put is closed" in err
 
 
+@pytest.mark.slow
 def test_the_installed_script_and_a_traceback_for_developers(tmp_path):
     script = Path(sys.executable).with_name("annotated-transformer")
     options = ["translate", "--model", tmp_path / "nowhere"]

@@ -109,6 +109,7 @@ sys.stdout.buffer.write("|".join(translator.translate(sys.argv[2:])).encode())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"norm": "pre", "positions": "learned"}])
 def test_the_same_to_the_bit_in_a_fresh_process(tokenizer, tmp_path, changes):
     translator = make(tokenizer, dropout=0.4, **changes)
