@@ -2,8 +2,8 @@
 
     python tools/cover.py [--check]
 
-The picture is the output of a cell of notebooks/3_model_architecture.ipynb. With --check
-nothing is written: the exit status is 1 where the copy is not the cell's output.
+The picture is the output of a cell of notebooks/3_model_architecture.ipynb. With
+--check nothing is written: the exit status is 1 where the copy is not that output.
 """
 
 import argparse
