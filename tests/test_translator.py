@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 
 from annotated_transformer import Transformer, TransformerConfig, Translator
+from annotated_transformer.decoding import greedy_search
 from annotated_transformer.tokenizer import Tokenizer
 
 LINES = [
@@ -58,6 +59,14 @@ def test_order_is_kept_and_the_batch_changes_nothing(tokenizer):
     for batch_size in (1, 3, 64):
         assert translator.translate(lines, batch_size) == alone
     assert translator.translate(iter(lines)) == alone
+
+
+def test_it_is_greedy_search_between_encode_and_decode(tokenizer):
+    translator = make(tokenizer)
+    for line in LINES:
+        src = torch.tensor([[*tokenizer.encode(line), 2]])
+        (ids,) = greedy_search(translator.model, src)
+        assert translator.translate([line]) == [tokenizer.decode(ids)]
 
 
 def test_empty_lines_stay_empty(tokenizer):
@@ -185,15 +194,16 @@ def test_a_broken_save_never_looks_whole(
     assert torch.equal(logits(Translator.from_pretrained(folder)), logits(new))
 
 
+@pytest.mark.parametrize("name", FILES)
 def test_saving_over_another_tokenizer_never_mixes_the_two(
-    tokenizer, tmp_path, monkeypatch
+    tokenizer, tmp_path, monkeypatch, name
 ):
     other = Tokenizer.train([line[::-1] for line in LINES], 300)
     make(other).save_pretrained(tmp_path)
     real = os.replace
 
     def stops(source, destination):
-        if Path(destination).name == "model.safetensors":
+        if Path(destination).name == name:
             raise Stop
         real(source, destination)
 
