@@ -88,6 +88,8 @@ def process(*arguments, **options):
     command = [sys.executable, "-m", "annotated_transformer", *map(str, arguments)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     options = {**pipes, "stderr": subprocess.PIPE, **options}
+    # Unbuffered, Python has nothing left to write at its end, nor to complain about.
+    options["env"] = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
     # Where the tests run in the background of a shell, interrupts are switched off.
     return subprocess.Popen(
         command,
