@@ -25,6 +25,10 @@ BADGE = (
     "[![Open in Colab](../book/_static/colab-badge.svg)]"
     "(https://colab.research.google.com/github/{address}/blob/main/notebooks/{name})"
 )
+INSTALL_METADATA = {
+    "tags": ["hide-cell"],
+    "mystnb": {"code_prompt_show": "Install the package where it is missing"},
+}
 INSTALL_CELL = """\
 # Where the package is missing, as on Colab, install it; the torch that is there stays.
 import importlib.util
@@ -91,9 +95,9 @@ def notebook_problems(path: Path, address: str) -> list[str]:
         problems.append(
             f"notebooks/{path.name}: the second cell is not the install cell"
         )
-    elif "hide-cell" not in cells[1].metadata.get("tags", []):
+    elif cells[1].metadata != INSTALL_METADATA:
         problems.append(
-            f"notebooks/{path.name}: the install cell lacks the tag hide-cell"
+            f"notebooks/{path.name}: the install cell is not folded as in the others"
         )
     return problems
 
@@ -117,7 +121,7 @@ def furnish(path: Path, address: str) -> None:
     else:
         second = nbformat.v4.new_code_cell(source, id="install", execution_count=1)
         cells.insert(1, second)
-    second.metadata["tags"] = ["hide-cell"]
+    second.metadata = nbformat.from_dict(INSTALL_METADATA)
     nbformat.write(notebook, path)
 
 
