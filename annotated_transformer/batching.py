@@ -1,4 +1,4 @@
-# Written in notebooks/5_1_training_data_and_batching.ipynb; edit it there.
+# Written in notebooks/5_1_batches.ipynb; edit it there.
 """Batches of sentence pairs, counted in tokens and grouped by length (§5.1)."""
 
 import random

@@ -1,4 +1,4 @@
-# Written in notebooks/5_1_training_data_and_batching.ipynb; edit it there.
+# Written in notebooks/5_1_sub_words.ipynb; edit it there.
 """Sub-word pieces by byte-pair encoding, one vocabulary for both languages (§5.1)."""
 
 import io
