@@ -1,4 +1,4 @@
-"""Sub-word pieces: notebooks/5_1_training_data_and_batching.ipynb, `tokenizer`."""
+"""Sub-word pieces: notebooks/5_1_sub_words.ipynb, `tokenizer`."""
 
 import io
 import subprocess
