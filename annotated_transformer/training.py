@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from .batching import Batch, TokenBatches
@@ -18,6 +18,7 @@ from .schedule import learning_rate
 __all__ = [
     "READ_EVERY",
     "TrainingConfig",
+    "Objective",
     "batch_loss",
     "evaluate_loss",
     "update",
@@ -63,6 +64,26 @@ def _is_count(value, smallest: int) -> bool:
     return is_integer and value >= smallest
 
 
+class Objective(nn.Module):
+    """A model and its loss as one module: what is compiled, and run by many processes.
+
+    smoothing: the paper's ε_ls; 0 to evaluate.
+    """
+
+    def __init__(self, model: Transformer, smoothing: float) -> None:
+        super().__init__()
+        self.model, self.smoothing = model, smoothing
+
+    def forward(self, src: Tensor, tgt: Tensor, labels: Tensor) -> Tensor:
+        """The loss summed over the target tokens, in nats: () float32.
+
+        src: (B, S), tgt and labels: (B, T), int64, filled up with pad_id.
+        """
+        logits = self.model(src, tgt)  # (B, T, V)
+        pad_id = self.model.config.pad_id
+        return label_smoothed_cross_entropy(logits, labels, self.smoothing, pad_id)
+
+
 def batch_loss(
     model: Transformer, batch: Batch, smoothing: float, bfloat16: bool = False
 ) -> tuple[Tensor, int]:
@@ -71,13 +92,12 @@ def batch_loss(
     batch: on the CPU, where counting makes nobody wait; it is moved to the model's
     device. Returns (nats, a () float32 tensor on that device; tokens, without padding).
     """
-    pad_id = model.config.pad_id
-    tokens = int((batch.labels != pad_id).sum())
+    objective = Objective(model, smoothing)
+    tokens = int((batch.labels != model.config.pad_id).sum())
     device = next(model.parameters()).device
     src, tgt, labels = (part.to(device, non_blocking=True) for part in batch)
     with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-        logits = model(src, tgt)  # (B, T, V)
-        loss = label_smoothed_cross_entropy(logits, labels, smoothing, pad_id)
+        loss = objective(src, tgt, labels)
     return loss, tokens
 
 
