@@ -1,0 +1,107 @@
+"""What the long measurements share: batches, runs that are kept, and the record.
+
+A measurement is a list of runs, each decided by its settings alone. `run_all` writes
+every result to `<record>.runs` as it comes, one line each, so that a command that was
+broken off goes on where it stopped; `write_record` puts them all in one file that
+says where they are from, and removes the lines.
+"""
+
+import datetime
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from annotated_transformer.batching import Batch, Pair, make_batch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def git_commit() -> str:
+    """The commit of the code, with -dirty where files differ from it."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    done = subprocess.run(git, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def length_batches(
+    pairs: Sequence[Pair], max_tokens: int, seed: int, special=(0, 1, 2)
+) -> list[Batch]:
+    """All pairs once: neighbours in length together, the batches in a seed's order.
+
+    special: pad_id, bos_id, eos_id.
+    """
+    rng = random.Random(seed)
+    order = rng.sample(range(len(pairs)), len(pairs))
+    order.sort(key=lambda i: max(map(len, pairs[i])))
+    groups: list[list[Pair]] = [[]]
+    for i in order:
+        longest = 1 + max(map(len, pairs[i]))  # with eos; of the group, by the order
+        if longest * (len(groups[-1]) + 1) > max_tokens:
+            groups.append([])
+        groups[-1].append(pairs[i])
+    rng.shuffle(groups)
+    return [make_batch(group, *special) for group in groups]
+
+
+def _lines(record: Path) -> Path:
+    return record.with_suffix(".runs")
+
+
+def run_all(
+    cases: Sequence[dict], run: Callable[..., dict], record: Path
+) -> list[dict]:
+    """run(**case) for each case: the case, its results and its CPU seconds.
+
+    Cases that an earlier command finished at the same commit are read, not repeated.
+    """
+    commit, done = git_commit(), {}
+    lines = _lines(record)
+    lines.parent.mkdir(parents=True, exist_ok=True)
+    if lines.exists():
+        for line in lines.read_text(encoding="utf-8").splitlines():
+            entry = json.loads(line)
+            if entry["commit"] == commit:
+                done[json.dumps(entry["case"])] = entry["result"]
+    for number, case in enumerate(cases, start=1):
+        key = json.dumps(case)
+        if key in done:
+            continue
+        started = time.process_time()
+        result = run(**case)
+        result["cpu_seconds"] = round(time.process_time() - started, 1)
+        done[key] = result
+        entry = {"commit": commit, "case": case, "result": result}
+        with lines.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        said = ", ".join(f"{name} {value}" for name, value in case.items())
+        print(f"{number} of {len(cases)}: {said}", file=sys.stderr, flush=True)
+    return [case | done[json.dumps(case)] for case in cases]
+
+
+def write_record(record: Path, command: str, contents: dict, packages=()) -> None:
+    """The record: what made it and where, then the contents; one run a line."""
+    head = {
+        "command": command,
+        "commit": git_commit(),
+        "date": datetime.date.today().isoformat(),
+        "device": f"one of {os.cpu_count()} CPU cores, {platform.machine()}",
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in ("torch", *packages)},
+        },
+        "cpu_seconds": round(sum(run["cpu_seconds"] for run in contents["runs"])),
+    }
+    whole = json.dumps(head | contents | {"runs": []}, indent=1, ensure_ascii=False)
+    runs = ",\n".join("  " + json.dumps(run) for run in contents["runs"])
+    text = whole.replace('"runs": []', f'"runs": [\n{runs}\n ]') + "\n"
+    json.loads(text)  # it is what it looks like
+    record.write_text(text, encoding="utf-8")
+    _lines(record).unlink(missing_ok=True)
+    print(record, file=sys.stderr)
