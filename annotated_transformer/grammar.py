@@ -96,6 +96,7 @@ class NounPhrase:
     owner: Words = ((), ())  # English, with 's
 
 
+ANIMATE = ("adult", "youth", "child", "animal", "insect")  # always take 들
 _DETERMINERS = {name: columns for _, (name, *columns) in rows(DETERMINERS)}
 
 
@@ -121,7 +122,10 @@ def noun_phrase(
     words, letters = label(
         (demonstrative, "d"), (adjective.korean if adjective else "", "a")
     )
-    korean = noun.korean + ("들" if plural and determiner != "bare" else "")
+    counted = plural and determiner != "bare"
+    if noun.kind not in ANIMATE:
+        counted = counted and determiner in ("this", "my")
+    korean = noun.korean + "들" * counted
     return NounPhrase(
         kind=noun.kind,
         column=column,
@@ -479,9 +483,9 @@ def _tidy(parts: Parts) -> Parts:
 PLURALS, DRESSED, OWNED = 0.25, 0.35, 0.1  # shares: plural, with adjective, with owner
 ANY = ("the",) * 6 + ("a",) * 3 + ("this", "my", "every")
 DEFINITE = ("the", "the", "the", "this", "my")
-SUBJECTS = ("adult",) * 5 + ("child",) * 3 + ("animal",) * 3 + ("vehicle",)
-PERSONS = ("adult", "child")
-UNOWNED = ("adult", "way", "building", "place", "idea")
+SUBJECTS = ("adult",) * 5 + ("youth", "child", "child") + ("animal",) * 3 + ("vehicle",)
+PERSONS = ("adult", "youth", "child")
+UNOWNED = ("adult", "youth", "way", "building", "place", "idea")
 
 
 def _three(columns: list[str], letters: str) -> Three:
@@ -548,7 +552,7 @@ class _Nouns:
         if plural is None:
             plural = self.random() < PLURALS
         determiner = self.pick(determiners)
-        if {"every": plural, "my": noun.kind == "adult"}.get(determiner):
+        if {"every": plural, "my": noun.kind in UNOWNED}.get(determiner):
             determiner = "the"
         if adjectives is None:
             adjectives = FITTING[noun.kind]
@@ -663,7 +667,7 @@ class _Draw(_Clauses):
     ) -> Clause:
         """A clause. relative: how often its subject and its object have a clause."""
         related = self.random() < relative[0]
-        determiners = DEFINITE if mode == "not" else ANY
+        determiners = DEFINITE if mode == "not" or relative[1] else ANY
         subject = self.nominal(SUBJECTS, determiners, owned=0.0 if related else OWNED)
         kind, plural = subject.phrase.kind, subject.phrase.column == PLURAL
         if mode == "want" and kind == "vehicle":
@@ -847,7 +851,10 @@ def _shared_subject(draw: _Draw) -> Translated:
     return (
         [*one.english(), link, *other.english()],
         [*one.german("main"), und, *other.german("main")],
-        [*one.korean("then", "topic"), *other.korean("plain")],
+        [
+            *one.korean("and" if one.timeless else "then", "topic"),
+            *other.korean("plain"),
+        ],
     )
 
 
@@ -865,7 +872,7 @@ def _two_subjects(draw: _Draw) -> Translated:
 RIDDLES = """
 cross  animal > way           tired sick lazy nervous  wide dangerous dark
 eat    animal > food          tired sick lazy nervous  hard bitter salty
-fit    container > container  big wide high            small narrow low
+fit    container > container  big wide tall            small narrow shallow
 """
 NEUTRAL = ("old", "new", "black", "white", "fresh")  # their adjectives: no hint in them
 

@@ -74,10 +74,11 @@ adult:
   baker            der Bäcker Bäckers Bäcker                        제빵사
   painter          der Maler Malers Maler                           화가
   thief/thieves    der Dieb Diebes Diebe                            도둑
-child:
-  child/children   das Kind Kindes Kinder                           아이
+youth:
   girl             das Mädchen Mädchens Mädchen                     소녀
   boy              der Junge Jungen Jungen                          소년
+child:
+  child/children   das Kind Kindes Kinder                           아이
   daughter         die Tochter ~ Töchter                            딸
   son              der Sohn Sohnes Söhne                            아들
 animal:
@@ -219,7 +220,7 @@ ware opening:
   old                  alt                   낡은
 text building way:
   old                  alt                   오래된
-child:
+youth child:
   little               klein                 어린
 adult:
   young younger        jung jünger           젊은 젊다 젊었다
@@ -281,8 +282,8 @@ food:
   bitter               bitter                쓴 쓰다 썼다
   salty saltier        salzig                짠 짜다 짰다
 by name:
-  high higher          hoch hoh höher        높은 높다 높았다
-  low lower            niedrig               낮은 낮다 낮았다
+  tall taller          hoch hoh höher        높은 높다 높았다
+  shallow shallower    flach                 얕은 얕다 얕았다
 """
 
 
@@ -303,7 +304,7 @@ person, manner:
   dance                      tanzen tanzt tanzte                   춤추다 춤추었다
 adult, manner:
   work                       arbeiten arbeitet arbeitete           일하다 일했다
-child animal:
+youth child animal:
   play                       spielen spielt spielte                놀다 놀았다
 being, bare:
   swim/swam                  schwimmen schwimmt schwamm            헤엄치다 헤엄쳤다
@@ -320,19 +321,19 @@ person > text, manner:
 adult > text, manner:
   translate                  übersetzen übersetzt übersetzte       번역하다 번역했다
   explain                    erklären erklärt erklärte             설명하다 설명했다
-person > text, state 못하다:
+person > text, bare 못하다:
   understand/understood      verstehen versteht verstand           이해하다 이해했다
 person > opening container, manner:
   open                       auf|machen macht machte               열다 열었다
   close                      zu|machen macht machte                닫다 닫았다
 adult > opening container, manner:
   paint                      streichen streicht strich             칠하다 칠했다
-being > sight, state:
+being > sight, bare 못하다:
   see/saw                    sehen sieht sah                       보다 보았다
 person > animal portable, 못하다:
   find/found                 finden findet fand                    발견하다 발견했다
 person > being portable:
-  look for/looked for        suchen sucht suchte                   찾다 찾았다
+  look for/looked for        suchen sucht suchte                   찾아다니다 찾아다녔다
 person > person animal, state:
   love                       lieben liebt liebte                   사랑하다 사랑했다
 person > being food text, state:
@@ -366,7 +367,7 @@ person > container food thing, manner:
   carry                      tragen trägt trug                     나르다 날랐다
 person > portable, bare:
   bring along/brought along  mit|bringen bringt brachte            가져오다 가져왔다
-person > text food container:
+person > text food container, bare:
   throw away/threw away      weg|werfen wirft warf                 버리다 버렸다
 person > garment, manner:
   take off/took off          aus|ziehen zieht zog                  벗다 벗었다
@@ -383,7 +384,7 @@ person > being building way, manner:
   draw/drew                  zeichnen zeichnet zeichnete           그리다 그렸다
 person > text garment thing:
   lose/lost                  verlieren verliert verlor             잃어버리다 잃어버렸다
-person > portable, manner:
+person > portable, manner bare:
   hide/hid                   verstecken versteckt versteckte       숨기다 숨겼다
 person > opening device vehicle, manner bare:
   clean                      putzen putzt putzte                   닦다 닦았다
@@ -417,7 +418,7 @@ person > clause, bare:
   think/thought              denken denkt dachte                   생각하다 생각했다
   believe                    glauben glaubt glaubte                믿다 믿었다
   claim                      behaupten behauptet behauptete        주장하다 주장했다
-  hear/heard                 hören hört hörte                      듣다 들었다
+  guess                      vermuten vermutet vermutete           추측하다 추측했다
 by name:
   fly/flew                   fliegen fliegt flog                   날아가다 날아갔다
   fit/fitted                 passen passt passte                   들어가다 들어갔다
@@ -425,11 +426,11 @@ by name:
 
 
 GROUPS = """
-person    adult child
-being     adult child animal
+person    adult youth child
+being     adult youth child animal
 portable  food text container thing music garment
 ware      vehicle device music garment thing container
-sight     adult child animal building vehicle way thing
+sight     adult youth child animal building vehicle way thing
 """
 
 DETERMINERS = """
@@ -445,12 +446,13 @@ TIMES = """
 yesterday       gestern        어제         past
 last week       letzte Woche   지난주에     past
 this morning    heute Morgen   오늘 아침에  past
-now             jetzt          지금         present
-today           heute          오늘         any
+every day       jeden Tag      매일         present
+on Sundays      sonntags       일요일마다   present
+today           heute          오늘         past
+on Sunday       am Sonntag     일요일에     past
 in the evening  am Abend       저녁에       any
 at night        nachts         밤에         any
 in winter       im Winter      겨울에       any
-on Sunday       am Sonntag     일요일에     any
 """
 
 MANNERS = """
