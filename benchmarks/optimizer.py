@@ -6,7 +6,7 @@ English to German of the embedded corpus, a word a token, every batch new. Two p
 In the first, three widths are trained at four peaks each, multiples of the peak that
 Eq. 3 gives that width with the paper's warm-up. In the second, Adam's β2 and ε change,
 and the peak with β2. Three seeds; initial weights and batches of a seed are the same
-in every run of a width. About twenty minutes on one core; a command that is broken off
+in every run of a width. About a quarter of an hour on one core; a command that is broken off
 goes on where it stopped. Writes book/records/optimizer.json (--record).
 """
 
@@ -28,7 +28,7 @@ from annotated_transformer.schedule import learning_rate
 SEEDS = 0, 1, 2
 WARMUP, PAPER_WARMUP, MAX_TOKENS = 100, 4000, 512
 SHAPE = {"n_layers": 2, "n_heads": 4, "dropout": 0.0, "max_length": 64}  # d_ff: 2 D
-WIDTHS, MULTIPLES, WIDTH_STEPS = (64, 128, 256), (0.5, 1, 2, 4), 300
+WIDTHS, MULTIPLES, WIDTH_STEPS = (32, 64, 128), (0.5, 1, 2, 4), 300
 ADAMS = (  # β2, ε, multiple of the peak
     (0.98, 1e-9, 2),  # the paper's
     (0.9, 1e-9, 2),

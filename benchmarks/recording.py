@@ -57,32 +57,35 @@ def _lines(record: Path) -> Path:
 def run_all(
     cases: Sequence[dict], run: Callable[..., dict], record: Path
 ) -> list[dict]:
-    """run(**case) for each case: the case, its results and its CPU seconds.
+    """run(**case) for each case: the case, its results, CPU seconds and commit.
 
-    Cases that an earlier command finished at the same commit are read, not repeated.
+    Cases that an earlier command finished are read, not repeated, also while this one
+    runs: several commands may share the work. To start anew, remove the lines.
     """
-    commit, done = git_commit(), {}
     lines = _lines(record)
     lines.parent.mkdir(parents=True, exist_ok=True)
-    if lines.exists():
-        for line in lines.read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
-            if entry["commit"] == commit:
-                done[json.dumps(entry["case"])] = entry["result"]
-    for number, case in enumerate(cases, start=1):
-        key = json.dumps(case)
-        if key in done:
+    commit = git_commit()
+    for case in cases:
+        if json.dumps(case) in _finished(lines):
             continue
         started = time.process_time()
         result = run(**case)
-        result["cpu_seconds"] = round(time.process_time() - started, 1)
-        done[key] = result
-        entry = {"commit": commit, "case": case, "result": result}
+        seconds = round(time.process_time() - started, 1)
+        result |= {"cpu_seconds": seconds, "commit": commit}
         with lines.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(json.dumps({"case": case, "result": result}) + "\n")
         said = ", ".join(f"{name} {value}" for name, value in case.items())
-        print(f"{number} of {len(cases)}: {said}", file=sys.stderr, flush=True)
+        print(f"{said}: {seconds} s", file=sys.stderr, flush=True)
+    done = _finished(lines)
     return [case | done[json.dumps(case)] for case in cases]
+
+
+def _finished(lines: Path) -> dict[str, dict]:
+    """The results so far, by the case as JSON."""
+    if not lines.exists():
+        return {}
+    entries = map(json.loads, lines.read_text(encoding="utf-8").splitlines())
+    return {json.dumps(entry["case"]): entry["result"] for entry in entries}
 
 
 def write_record(record: Path, command: str, contents: dict, packages=()) -> None:
