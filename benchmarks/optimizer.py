@@ -6,8 +6,8 @@ English to German of the embedded corpus, a word a token, every batch new. Two p
 In the first, three widths are trained at four peaks each, multiples of the peak that
 Eq. 3 gives that width with the paper's warm-up. In the second, Adam's β2 and ε change,
 and the peak with β2. Three seeds; initial weights and batches of a seed are the same
-in every run of a width. About a quarter of an hour on one core; a command that is broken off
-goes on where it stopped. Writes book/records/optimizer.json (--record).
+in every run of a width. About a quarter of an hour on one core; a command that is
+broken off goes on where it stopped. Writes book/records/optimizer.json (--record).
 """
 
 import argparse
@@ -139,6 +139,7 @@ def main() -> None:
         rare = times.argsort(stable=True)[: int(RARE * len(times))]
         blocks = [losses[i : i + 50] for i in range(0, steps, 50)]
         return {
+            "vocab_size": vocab_size,
             "peak": scale * learning_rate(WARMUP, d_model, WARMUP),
             "losses": [round(sum(block) / len(block), 4) for block in blocks],
             "held_out": round(each.mean().item(), 4),
@@ -161,7 +162,6 @@ def main() -> None:
         "seeds": SEEDS,
         "warmup": WARMUP,
         "max_tokens": MAX_TOKENS,
-        "vocab_size": vocab_size,
         "shape": SHAPE,
         "held_out": HELD_OUT,
         "rare_share": RARE,
