@@ -53,14 +53,14 @@ def id_type(vocab_size: int) -> str:
 
 
 def encode_pairs(
-    lines: Iterable[tuple[str, str]], tokenizer: Tokenizer, longest: int
+    lines: Sequence[tuple[str, str]], tokenizer: Tokenizer, longest: int
 ) -> Chunk:
     """Source and target lines as ids. longest: tokens a side may have, eos counted."""
     kept: tuple[list[list[int]], ...] = ([], [])
     empty = too_long = 0
-    for line in lines:
-        pair = [tokenizer.encode(text) if text.strip() else [] for text in line]
-        if not all(pair):
+    sides = [tokenizer.encode(texts) for texts in zip(*lines, strict=True)]
+    for texts, *pair in zip(lines, *sides, strict=True):
+        if not all(pair) or not all(map(str.strip, texts)):
             empty += 1
         elif max(map(len, pair)) + 1 > longest:
             too_long += 1
