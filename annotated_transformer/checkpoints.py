@@ -1,0 +1,196 @@
+# Written in notebooks/5_2_hardware_and_schedule.ipynb; edit it there.
+"""What a training run leaves on the disk, and goes on from (§5.2)."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+__all__ = [
+    "METRICS",
+    "Progress",
+    "write_checkpoint",
+    "checkpoints",
+    "read_state",
+    "read_tensors",
+    "check_settings",
+    "RunFolder",
+]
+
+
+@dataclass
+class Progress:
+    """Where a run is: what a checkpoint holds beside tensors."""
+
+    step: int = 0  # updates made
+    nats: float = 0.0  # training loss, summed since the last validation
+    tokens: int = 0  # target tokens that it is the loss of
+    seconds: float = 0.0  # that they took, in training alone
+    best: list[float] | None = None  # how good the best validation was
+    best_step: int = 0  # and when
+    sizes: dict[str, int] = field(default_factory=dict)  # of the metrics, in bytes
+
+
+def write_checkpoint(
+    path: Path, tensors: dict[str, Tensor], progress: Progress, settings: dict
+) -> None:
+    """One file, under another name until it is whole and on the disk.
+
+    Raises OSError, naming the file, where it cannot be written; nothing stays of it.
+    """
+    scratch = path.with_name(f".saving-{path.name}")
+    state = {"progress": asdict(progress), "settings": settings}
+    try:
+        save_file(tensors, scratch, {"state": json.dumps(state)})
+        _to_disk(scratch)
+        os.replace(scratch, path)
+        _to_disk(path.parent)
+    except (OSError, SafetensorError) as error:
+        scratch.unlink(missing_ok=True)
+        raise OSError(f"cannot write {path}: {error}") from None
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until what was written to a file or a folder would survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of the run in a folder, the latest last."""
+    return sorted((folder / "checkpoints").glob("step-*.safetensors"))
+
+
+def read_state(path: Path) -> tuple[Progress, dict]:
+    """The progress and the settings in a checkpoint, without its tensors.
+
+    Raises ValueError, naming the file, where it is not a whole checkpoint.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            state = json.loads(file.metadata()["state"])
+        return Progress(**state["progress"]), state["settings"]
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
+        others = [other.name for other in path.parent.glob("step-*") if other != path]
+        way_out = f": delete it to go on from {max(others)}" if others else ""
+        raise ValueError(
+            f"{path} is not a whole checkpoint ({error}){way_out}"
+        ) from None
+
+
+def read_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Copy a checkpoint's tensors into these, which have the same names and shapes."""
+    with safe_open(path, "pt") as file, torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(file.get_tensor(name))
+
+
+def check_settings(path: Path, settings: dict) -> None:
+    """Raises ValueError where a checkpoint was written with other settings than these.
+
+    The error names the first one that differs, with both its values.
+    """
+    _, then = read_state(path)
+    for name, now in json.loads(json.dumps(settings)).items():
+        if then.get(name) != now:
+            raise ValueError(
+                f"{path} is of a run with {name} {then.get(name)!r}, and this one has "
+                f"{now!r}: give it the same settings, or another folder"
+            )
+
+
+METRICS = "steps.jsonl", "training.jsonl"  # a line a step; a line a validation
+
+
+class RunFolder:
+    """The files of one run. One process opens them, once.
+
+    settings: what must not change for the run to go on, in values that JSON has.
+    keep: how many of the latest checkpoints stay; the best one stays too.
+    """
+
+    def __init__(self, folder: str | Path, settings: dict, keep: int) -> None:
+        self.folder, self.settings, self.keep = Path(folder), settings, keep
+
+    def open(self, tensors: dict[str, Tensor]) -> Progress:
+        """Go on from the latest checkpoint, or write the first one.
+
+        tensors: filled from the checkpoint. The metrics are cut back to where they
+        were when it was written. Raises ValueError, and changes nothing, where the
+        checkpoint cannot be read or is of another run; OSError where a file cannot be
+        written.
+        """
+        latest = checkpoints(self.folder)[-1:]
+        if latest:
+            check_settings(*latest, self.settings)
+            progress, _ = read_state(*latest)
+            read_tensors(*latest, tensors)
+        else:
+            progress = Progress(sizes=dict.fromkeys(METRICS, 0))
+        self._check_metrics(progress, fresh=not latest)
+        for name, size in progress.sizes.items():
+            if (self.folder / name).exists():
+                os.truncate(self.folder / name, size)
+        (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        for left_over in (self.folder / "checkpoints").glob(".saving-*"):
+            left_over.unlink()
+        self.metrics = {name: open(self.folder / name, "ab") for name in METRICS}
+        self.board = _tensorboard(self.folder / "tensorboard", progress.step + 1)
+        if not latest:
+            self.save(tensors, progress)
+        return progress
+
+    def _check_metrics(self, progress: Progress, fresh: bool) -> None:
+        for name, size in progress.sizes.items():
+            path = self.folder / name
+            there = path.stat().st_size if path.exists() else 0
+            if fresh and there:
+                raise ValueError(f"{path} is there already, without a checkpoint")
+            if there < size:
+                raise ValueError(f"{path} is cut: {there} of {size} bytes are left")
+
+    def save(self, tensors: dict[str, Tensor], progress: Progress) -> None:
+        """Write a checkpoint; only then remove those that need not stay."""
+        for name, file in self.metrics.items():
+            file.flush()
+            os.fsync(file.fileno())
+            progress.sizes[name] = file.tell()
+        folder = self.folder / "checkpoints"
+        path = folder / f"step-{progress.step:08}.safetensors"
+        write_checkpoint(path, tensors, progress, self.settings)
+        best = folder / f"step-{progress.best_step:08}.safetensors"
+        for old in checkpoints(self.folder)[: -self.keep]:
+            if old != best:
+                old.unlink()
+
+    def log(self, name: str, records: list[dict]) -> None:
+        """Add lines to one of METRICS, and their numbers to TensorBoard."""
+        lines = "".join(f"{json.dumps(record)}\n" for record in records)
+        self.metrics[name].write(lines.encode())
+        self.metrics[name].flush()
+        for record in records if self.board else ():
+            for key, value in record.items():
+                if isinstance(value, int | float) and key not in ("step", "best"):
+                    self.board.add_scalar(key, value, record["step"])
+
+    def close(self) -> None:
+        """Nothing is written any more."""
+        for file in (*self.metrics.values(), *filter(None, [self.board])):
+            file.close()
+
+
+def _tensorboard(folder: Path, first: int):
+    """A writer for TensorBoard, if it is installed; events from step `first` on go."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(folder, purge_step=first)
