@@ -4,6 +4,8 @@ from decimal import Decimal, getcontext
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from annotated_transformer.batching import TokenBatches
@@ -37,6 +39,22 @@ def test_the_peak_is_at_the_warm_up(warmup):
     rates = [learning_rate(step, 64, warmup) for step in range(1, 3 * warmup + 2)]
     assert rates.index(max(rates)) + 1 == warmup
     assert max(rates) == pytest.approx((64 * warmup) ** -0.5, rel=1e-13)
+
+
+@given(st.integers(1, 4096), st.integers(1, 100_000))
+def test_width_and_warm_up_enter_the_peak_as_a_product(d_model, warmup):
+    peak = learning_rate(warmup, d_model, warmup)
+    assert peak == pytest.approx(learning_rate(d_model, warmup, d_model), rel=1e-12)
+    assert peak == pytest.approx((d_model * warmup) ** -0.5, rel=1e-12)
+
+
+@given(st.integers(1, 10**6), st.integers(1, 4096), st.integers(1, 10**5))
+def test_after_the_warm_up_the_rate_forgets_how_long_it_was(step, d_model, warmup):
+    if step > warmup:
+        assert learning_rate(step, d_model, warmup) == d_model**-0.5 * step**-0.5
+    else:  # proportional to the step, and below where it will be
+        first = learning_rate(1, d_model, warmup)
+        assert learning_rate(step, d_model, warmup) == pytest.approx(step * first)
 
 
 def test_the_peak_of_base():
