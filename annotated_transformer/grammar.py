@@ -510,8 +510,8 @@ _TIMES = [[_three(row, "t") for row in tense] for tense in _TIMES]
 _COORDINATORS = (("and", "und", "and"), ("but", "aber", "although"))
 
 
-class _Nouns:
-    """Draws noun phrases; each choice is one number from `random`."""
+class _Chance:
+    """Each choice is one number from `random`."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed).random
@@ -533,6 +533,10 @@ class _Nouns:
 
     def past(self) -> bool:
         return self.random() < 0.6
+
+
+class _Nouns(_Chance):
+    """Draws noun phrases."""
 
     def noun(self, kinds: Sequence[str]) -> Noun:
         noun = self.pick(OF_KIND[self.pick(kinds)])
