@@ -155,15 +155,12 @@ class TokenBatches:
         self.lengths = np.asarray(lengths, dtype=np.int32) + np.int32(1)  # (N, 2)
         sizes = longer_sides(self.lengths, max_tokens)  # too long is an error now
         self._length = len(cut(np.sort(sizes), max_tokens))
-        self.epoch = 0
 
     def __len__(self) -> int:
         return self._length
 
-    def groups(self, epoch: int | None = None) -> list[np.ndarray]:
+    def groups(self, epoch: int) -> list[np.ndarray]:
         """Indices of the pairs in each batch of an epoch, counted from 0."""
-        if epoch is None:
-            return [group.tolist() for group in self.groups(self.epoch)]
         entropy = np.random.SeedSequence(self.seed, spawn_key=(epoch,))
         return group_by_length(self.lengths, self.max_tokens, np.random.PCG64(entropy))
 
@@ -176,5 +173,5 @@ class TokenBatches:
         return make_batch([self.pairs[i] for i in group], *self.special)
 
     def __iter__(self) -> Iterator[Batch]:
-        for group in self.groups(self.epoch):
+        for group in self.groups(epoch=0):
             yield self.make(group)

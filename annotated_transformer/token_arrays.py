@@ -222,8 +222,9 @@ def tokenize_once(
 
     lines: source and target, read only if there are no such arrays yet, and never held
     in memory as a whole. longest: tokens that a side may have, eos counted. folder:
-    where arrays are kept, each in a folder of its own. key: what tells this corpus from
-    any other, for instance a `corpus_key`. workers: processes that encode.
+    where arrays are kept, each in a folder of its own. key: what tells these lines from
+    any others: the `corpus_key` of their files, say, with the languages and the split.
+    workers: processes that encode.
     Raises ValueError where no pair is left, or arrays found are not whole; OSError
     where they cannot be written; RuntimeError where a worker dies.
     """
