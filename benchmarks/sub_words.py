@@ -23,6 +23,7 @@ import time
 import unicodedata
 import zlib
 from collections import Counter, defaultdict
+from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime, timezone
 from importlib.metadata import version
 from itertools import pairwise
@@ -45,12 +46,12 @@ VOCAB_SIZE = 4000  # for the leak, the cuts and the samples
 JOINT = 8000  # against two vocabularies of half the size, and of the same
 RARE = 10  # a piece that the training text has less often than this
 SEEDS = 0, 1, 2
-SAMPLES = 1000, 3000, 10_000, 30_000
+SAMPLES = 1000, 3000, 10_000
 STREAM, KEPT = 3_000_000, 100_000  # lines that pass, lines that are kept
-MERGES = 2000  # that are compared with the library's
-KOREAN = 1000, 2000, 4000, 8000, 16000
-UNIGRAM = 1000, 4000, 16000  # sizes, for it takes longer
-PAPER = 37_000
+MERGES = 1000  # that are compared with the library's
+TATOEBA = 4000, 8000, 37_000
+KOREAN = 1000, 2000, 4000, 8000
+UNIGRAM = 1000, 4000, 16000  # for it takes longer
 DOCS = "python_docs_ko/pairs.clean.tsv.gz"
 FIRST = 4 + 256  # the first learned piece
 
@@ -268,7 +269,7 @@ def describe_samples(train, val) -> list[dict]:
     rows = []
     for n in (*SAMPLES, len(lines)):
         per_word, in_common = [], []
-        for seed in SEEDS:
+        for seed in SEEDS if n < len(lines) else SEEDS[:1]:
             some = Tokenizer.train(lines, VOCAB_SIZE, max_lines=n, seed=seed)
             per_word.append(pieces_per_word(some, val[0] + val[1]))
             in_common.append(round(len(whole & set(pieces_of(some))) / len(whole), 4))
@@ -362,94 +363,99 @@ def split_pairs(pairs: tuple[Lines, Lines]):
     )
 
 
-def describe_tatoeba() -> dict:
-    """How often a piece is seen with the paper's vocabulary and everyday sentences."""
+def describe_tatoeba(size: int) -> dict:
+    """How often a piece is seen in everyday sentences."""
     train, held = (load_pairs("tatoeba", "en", "de", split) for split in SPLITS[:2])
-    rows = []
-    for size in (4000, 8000, 16000, PAPER):
-        tokenizer = Tokenizer.train(train[0] + train[1], size)
-        row = {"vocab_size": size, "pieces_per_word": of_both(tokenizer, held)}
-        rows.append({**row, **how_often(tokenizer, train)})
-    return {"pairs": len(train[0]), "vocabularies": rows}
+    tokenizer = Tokenizer.train(train[0] + train[1], size)
+    return {
+        "pairs": len(train[0]),
+        "vocab_size": size,
+        "pieces_per_word": of_both(tokenizer, held),
+        **how_often(tokenizer, train),
+    }
 
 
-def describe_korean(train) -> dict | None:
-    """Korean in syllables, in letters (jamo) and in bytes, at several sizes.
-
-    train: text of other languages, to see what a vocabulary without Korean does.
-    """
+def korean_text() -> tuple[list[Lines], list[Lines]] | None:
+    """English and Korean lines to learn from, and the same held out."""
     docs = read_docs()
     if docs is None:
         return None
     parts = []
     for split, some in zip(SPLITS[:2], split_pairs(docs), strict=True):
         everyday = load_pairs("tatoeba", "en", "ko", split)
-        parts.append([a + b for a, b in zip(everyday, some, strict=True)])
+        both = [a + b for a, b in zip(everyday, some, strict=True)]
+        parts.append([[unicodedata.normalize("NFC", x) for x in one] for one in both])
+    return tuple(parts)
+
+
+def is_syllable(character: str) -> bool:
+    return "\uac00" <= character <= "\ud7a3"
+
+
+def describe_korean(train) -> dict | None:
+    """The syllables of Korean text, and what a vocabulary without Korean does."""
+    if not (parts := korean_text()):
+        return None
     (english, korean), held = parts
-    words = [sum(len(line.split()) for line in lines) for lines in held]
-
-    def is_syllable(character: str) -> bool:
-        return "\uac00" <= character <= "\ud7a3"
-
     seen = Counter(filter(is_syllable, "".join(korean)))
-    syllables = sum(map(is_syllable, "".join(held[1])))
-    rows = []
-    forms = (
-        ("syllables", "NFC", "bpe", 1.0),
-        ("most syllables", "NFC", "bpe", 0.9995),
-        ("most syllables", "NFC", "unigram", 0.9995),
-        ("few syllables", "NFC", "bpe", 0.98),
-        ("letters", "NFD", "bpe", 0.9999),
-    )
-    for (form, normal, model_type, coverage), size in itertools.product(forms, KOREAN):
-        if model_type == "unigram" and size not in UNIGRAM:
-            continue
-        text = [unicodedata.normalize(normal, line) for line in english + korean]
-        test = [[unicodedata.normalize(normal, x) for x in lines] for lines in held]
-        row = {
-            "form": form,
-            "model_type": model_type,
-            "coverage": coverage,
-            "vocab_size": size,
-        }
-        try:
-            tokenizer = Tokenizer.train(
-                text, size, model_type, character_coverage=coverage
-            )
-        except ValueError as error:
-            rows.append({**row, "error": str(error)})
-            continue
-        ids = [i for line in tokenizer.encode(test[1]) for i in line]
-        for lines in held:
-            for line in lines[:200]:
-                part = tokenizer.encode(unicodedata.normalize(normal, line))
-                back = unicodedata.normalize("NFC", tokenizer.decode(part))
-                line = unicodedata.normalize("NFC", line)
-                assert back == " ".join(x for x in line.split(" ") if x)
-        row["pieces_per_word"] = {
-            "en": pieces_per_word(tokenizer, test[0], words[0]),
-            "ko": round(len(ids) / words[1], 4),
-        }
-        row["bytes"] = round(sum(4 <= i < FIRST for i in ids) / len(ids), 4)
-        rows.append(row)
-    without = Tokenizer.train(train[0] + train[1], JOINT)
+    syllables = list(filter(is_syllable, "".join(held[1])))
+    words = sum(len(line.split()) for line in held[1])
     return {
         "pairs": len(english),
         "held_out": len(held[0]),
-        "syllables_per_word": round(syllables / words[1], 4),
+        "syllables_per_word": round(len(syllables) / words, 4),
         "distinct_syllables": len(seen),
         "rare_syllables": sum(count < RARE for count in seen.values()),
-        "unseen_syllables": sum(
-            is_syllable(x) and x not in seen for x in "".join(held[1])
-        ),
-        "syllables": syllables,
+        "syllables": len(syllables),
+        "unseen_syllables": sum(x not in seen for x in syllables),
         "covered": {
             str(n): round(sum(c for _, c in seen.most_common(n)) / seen.total(), 4)
             for n in (100, 200, 500, 1000)
         },
-        "without_korean": pieces_per_word(without, held[1]),
-        "vocabularies": rows,
+        "without_korean": pieces_per_word(
+            Tokenizer.train(train[0] + train[1], JOINT), held[1]
+        ),
     }
+
+
+def describe_form(form: str, normal: str, coverage: float, size: int) -> dict | None:
+    """One vocabulary of English and Korean, the text in syllables or in letters."""
+    if not (parts := korean_text()):
+        return None
+    words = [sum(len(line.split()) for line in lines) for lines in parts[1]]
+    train, test = (
+        [[unicodedata.normalize(normal, x) for x in lines] for lines in part]
+        for part in parts
+    )
+    row = {"form": form, "coverage": coverage, "vocab_size": size}
+    try:
+        tokenizer = Tokenizer.train(
+            train[0] + train[1], size, character_coverage=coverage
+        )
+    except ValueError as error:
+        return {**row, "error": str(error)}
+    coded = [tokenizer.encode(lines) for lines in test]
+    for ids, line in zip(coded[1], parts[1][1], strict=True):
+        back = unicodedata.normalize("NFC", tokenizer.decode(ids))
+        assert back == " ".join(word for word in line.split(" ") if word)
+    counts = [sum(map(len, lines)) for lines in coded]
+    spelt = sum(4 <= i < FIRST for ids in coded[1] for i in ids)
+    return {
+        **row,
+        "pieces_per_word": {
+            language: round(count / n, 4)
+            for language, count, n in zip(("en", "ko"), counts, words, strict=True)
+        },
+        "bytes": round(spelt / counts[1], 4),
+    }
+
+
+FORMS = (
+    ("syllables", "NFC", 1.0),
+    ("most syllables", "NFC", 0.9995),
+    ("few syllables", "NFC", 0.98),
+    ("letters", "NFD", 0.9999),
+)
 
 
 def main() -> None:
@@ -457,12 +463,42 @@ def main() -> None:
     parser.add_argument(
         "--record", type=Path, default=ROOT / "book/records/sub_words_multi30k.json"
     )
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     commit, old = git_commit(), {}
     if arguments.record.exists():
         old = json.loads(arguments.record.read_text(encoding="utf-8"))
     text = {split: load_pairs("multi30k", *LANGUAGES, split) for split in SPLITS}
     train, val, test = (text[split] for split in SPLITS[:3])
+    with ProcessPoolExecutor(arguments.processes) as pool:
+        vocabularies = [
+            pool.submit(describe_vocabulary, train, val, size, model_type)
+            for model_type, sizes in (("unigram", UNIGRAM), ("bpe", VOCABULARIES))
+            for size in sizes
+        ]
+        tatoeba = [pool.submit(describe_tatoeba, size) for size in TATOEBA]
+        forms = [
+            pool.submit(describe_form, *form, size)
+            for form, size in itertools.product(FORMS, KOREAN)
+        ]
+        parts = {
+            "merges": pool.submit(describe_merges, train),
+            "cuts": pool.submit(describe_cuts, train, val),
+            "joint": pool.submit(describe_joint, train, val),
+            "leak": pool.submit(describe_leak, train, test),
+            "samples": pool.submit(describe_samples, train, val),
+            "stream": pool.submit(describe_stream),
+            "library_sample": pool.submit(describe_library_sample),
+            "rates": pool.submit(describe_rates, train),
+            "korean": pool.submit(describe_korean, train),
+        }
+        parts = {name: future.result() for name, future in parts.items()}
+        parts["vocabularies"] = [future.result() for future in vocabularies]
+        parts["tatoeba"] = [future.result() for future in tatoeba]
+        if parts["korean"]:
+            parts["korean"]["vocabularies"] = [future.result() for future in forms]
+        else:
+            parts["korean"] = old.get("korean")
     record = {
         "command": shlex.join(["python", "benchmarks/sub_words.py"]),
         "commit": commit,
@@ -479,34 +515,17 @@ def main() -> None:
             language: describe_words(train[side], test[side])
             for side, language in enumerate(LANGUAGES)
         },
-        "vocabularies": [
-            describe_vocabulary(train, val, size, model_type)
-            for model_type, sizes in (("bpe", VOCABULARIES), ("unigram", UNIGRAM))
-            for size in sizes
-        ],
-        "merges": describe_merges(train),
-        "cuts": describe_cuts(train, val),
-        "joint": describe_joint(train, val),
-        "leak": describe_leak(train, test),
-        "samples": describe_samples(train, val),
-        "stream": describe_stream(),
-        "library_sample": describe_library_sample(),
-        "rates": describe_rates(train),
-        "tatoeba": describe_tatoeba(),
-        "korean": describe_korean(train) or old.get("korean"),
+        **parts,
     }
     arguments.record.parent.mkdir(parents=True, exist_ok=True)
     lines = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
     arguments.record.write_text(lines, encoding="utf-8")
 
-    for name in ("vocabularies", "joint", "samples", "rates"):
+    for name in ("vocabularies", "joint", "samples", "rates", "tatoeba"):
         for row in record[name]:
             print(*row.values())
-    for name in ("merges", "cuts", "leak", "stream", "library_sample"):
+    for name in ("merges", "cuts", "leak", "stream", "library_sample", "korean"):
         print(name, record[name])
-    for name in ("tatoeba", "korean"):
-        for row in (record[name] or {}).get("vocabularies", []):
-            print(*row.values())
     print(arguments.record, file=sys.stderr)
 
 
