@@ -1,10 +1,16 @@
 # Written in notebooks/5_4_regularization.ipynb; edit it there.
 """Cross-entropy with label smoothing (§5.4)."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["label_smoothed_cross_entropy"]
+__all__ = [
+    "PRODUCT_ROWS",
+    "SOFTMAX_ROWS",
+    "label_smoothed_cross_entropy",
+    "projected_cross_entropy",
+]
 
 
 def label_smoothed_cross_entropy(
@@ -22,8 +28,7 @@ def label_smoothed_cross_entropy(
     et al. (2016) define it. Differs from the original code, which spreads it over the
     V - 1 others.
     """
-    if not 0 <= smoothing <= 1:
-        raise ValueError(f"smoothing is {smoothing!r}: it must be in [0, 1]")
+    _check_smoothing(smoothing)
     return F.cross_entropy(
         logits.flatten(0, -2).float(),  # (positions, V)
         target.flatten(),  # (positions,)
@@ -31,3 +36,121 @@ def label_smoothed_cross_entropy(
         label_smoothing=smoothing,
         reduction="sum",
     )
+
+
+def _check_smoothing(smoothing: float) -> None:
+    if not 0 <= smoothing <= 1:
+        raise ValueError(f"smoothing is {smoothing!r}: it must be in [0, 1]")
+
+
+PRODUCT_ROWS = {"cpu": 512}  # positions whose logits are there at once
+SOFTMAX_ROWS = 128  # positions of one softmax: 4 MiB of float32 where V is 8,000
+
+
+def _softmax_loss_(
+    logits: Tensor, target: Tensor, pads: Tensor, smoothing: float
+) -> Tensor:
+    """The loss of one block, (); leaves the gradient p - q where the logits were.
+
+    logits: (n, V), target and pads: (n, 1). Rows that are padding add nothing.
+    """
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    p = z.softmax(dim=-1)
+    log_sum = z.amax(dim=-1) - p.amax(dim=-1).log()  # ln p = z - ln Σ exp(z)
+    share = smoothing / logits.size(-1)  # ε / V
+    right = z.gather(1, target)[:, 0]  # (n,)
+    losses = log_sum - (1 - smoothing) * right - share * z.sum(dim=-1)
+    p -= share
+    p.scatter_add_(1, target, p.new_full(target.shape, smoothing - 1))
+    logits.copy_(p)
+    return losses.masked_fill(pads[:, 0], 0.0).sum()
+
+
+def _positions(target: Tensor, pad_id: int) -> tuple[Tensor, ...]:
+    """Indices of the positions, in blocks; on a CPU without those of padding.
+
+    Another device would have to be waited for to know how many those are.
+    """
+    device = target.device.type
+    if device == "cpu":
+        positions = (target != pad_id).nonzero()[:, 0]
+    else:
+        positions = torch.arange(len(target), device=target.device)
+    return positions.split(PRODUCT_ROWS.get(device, 8192))
+
+
+def _scalar(hidden: Tensor) -> Tensor:
+    """Zero, in float32 or what is more exact."""
+    return hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
+
+
+def _gradients(hidden: Tensor, weight: Tensor, wanted: bool) -> tuple[Tensor, Tensor]:
+    """Zeros for both gradients; nothing where they are not wanted."""
+    return tuple(
+        torch.zeros_like(x) if wanted else x.new_empty(0) for x in (hidden, weight)
+    )
+
+
+def projected_cross_entropy(
+    hidden: Tensor, weight: Tensor, target: Tensor, smoothing: float, pad_id: int
+) -> Tensor:
+    """`label_smoothed_cross_entropy` of hidden · weightᵀ, a block of logits at a time.
+
+    hidden: (…, D), what the decoder returns. weight: (V, D), the pre-softmax matrix.
+    target, smoothing, pad_id and what is returned and raised: as there. Under autocast
+    the products are in its type; the softmax is in float32 always. Differentiable
+    once, and compiled as one operator.
+    """
+    _check_smoothing(smoothing)
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        hidden = hidden.to(torch.get_autocast_dtype(device))
+    wanted = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    loss, _, _ = _project(
+        hidden.flatten(0, -2), weight, target.flatten(), smoothing, pad_id, wanted
+    )
+    return loss
+
+
+@torch.library.custom_op("annotated_transformer::project", mutates_args=())
+def _project(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    smoothing: float,
+    pad_id: int,
+    wanted: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss and, where wanted, its gradients: (), (P, D), (V, D)."""
+    loss = _scalar(hidden)
+    grad_hidden, grad_weight = _gradients(hidden, weight, wanted)
+    weight = weight.to(hidden.dtype)
+    for rows in _positions(target, pad_id):
+        y = target[rows, None]  # (n, 1)
+        pads = y == pad_id  # none on a CPU
+        x = hidden[rows].masked_fill(pads, 0.0)  # (n, D)
+        logits = x @ weight.t()  # (n, V), and a moment later p - q
+        n = SOFTMAX_ROWS if hidden.device.type == "cpu" else len(rows)
+        for parts in zip(logits.split(n), y.split(n), pads.split(n), strict=True):
+            loss += _softmax_loss_(*parts, smoothing)
+        if wanted:
+            grad_hidden[rows] = (logits @ weight).masked_fill(pads, 0.0)
+            grad_weight += logits.t() @ x
+    return loss, grad_hidden, grad_weight
+
+
+@_project.register_fake
+def _(hidden, weight, target, smoothing, pad_id, wanted):
+    return _scalar(hidden), *_gradients(hidden, weight, wanted)
+
+
+def _keep_gradients(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*output[1:])
+
+
+def _scale_gradients(ctx, upstream: Tensor, *_: Tensor | None) -> tuple:
+    grad_hidden, grad_weight = ctx.saved_tensors
+    return grad_hidden * upstream, grad_weight * upstream, None, None, None, None
+
+
+_project.register_autograd(_scale_gradients, setup_context=_keep_gradients)

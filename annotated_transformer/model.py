@@ -19,6 +19,7 @@ from .layers import (
     Decoder,
     DecoderCache,
     DecoderLayer,
+    Dropout,
     Encoder,
     EncoderLayer,
     PostNorm,
@@ -200,7 +201,7 @@ class Transformer(nn.Module):
         c = self.config = config
         self.embedding = SharedEmbedding(c.vocab_size, c.d_model, c.pad_id)
         self.positions = POSITIONS[c.positions](c.d_model, c.max_length)
-        self.dropout = nn.Dropout(c.dropout)
+        self.dropout = Dropout(c.dropout)
         self.encoder = encoder_stack(c, attention)
         self.decoder = decoder_stack(c, attention)
 
@@ -252,11 +253,15 @@ class Transformer(nn.Module):
         """hidden: (…, D). Returns (…, V): log-probabilities up to a constant."""
         return self.embedding.logits(hidden)
 
+    def hidden(self, src: Tensor, tgt: Tensor) -> Tensor:
+        """Hidden states (B, T, D): `forward` without its last product."""
+        src_mask = padding_mask(src, self.config.pad_id)
+        memory = self.encode(src, src_mask)
+        return self.decode(tgt, memory, src_mask)
+
     def forward(self, src: Tensor, tgt: Tensor) -> Tensor:
         """src: (B, S) int64, tgt: (B, T) int64, both filled up with pad_id.
 
         Returns logits (B, T, V): those at t are for token t + 1 of the target.
         """
-        src_mask = padding_mask(src, self.config.pad_id)
-        memory = self.encode(src, src_mask)
-        return self.logits(self.decode(tgt, memory, src_mask))
+        return self.logits(self.hidden(src, tgt))

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from .batching import Batch, TokenBatches
 from .checkpoints import Progress, RunFolder
-from .loss import label_smoothed_cross_entropy
+from .loss import projected_cross_entropy
 from .model import Transformer, TransformerConfig
 from .schedule import learning_rate
 
@@ -137,9 +137,9 @@ class Objective(nn.Module):
 
         src: (B, S), tgt and labels: (B, T), int64, filled up with pad_id.
         """
-        logits = self.model(src, tgt)  # (B, T, V)
-        pad_id = self.model.config.pad_id
-        return label_smoothed_cross_entropy(logits, labels, self.smoothing, pad_id)
+        hidden = self.model.hidden(src, tgt)  # (B, T, D)
+        weight, pad_id = self.model.embedding.weight, self.model.config.pad_id
+        return projected_cross_entropy(hidden, weight, labels, self.smoothing, pad_id)
 
 
 def batch_loss(objective: nn.Module, batch: Batch, bfloat16: bool = False) -> Tensor:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from annotated_transformer.attention import (
+    PLAIN_KEYS,
     CrossAttention,
     KeyValueCache,
     MultiHeadAttention,
@@ -307,6 +308,7 @@ def test_fused_equals_readable(dtype, value_limit, gradient_limit, report):
         (5, 7, 8, 8),
         (32, 32, 64, 64),
         (33, 70, 16, 32),
+        (33, 300, 16, 16),  # above PLAIN_KEYS
     ]:
         shapes = (2, 3, t, d_k), (2, 3, s, d_k), (2, 3, s, d_v)
         tensors = heads(*shapes, dtype=dtype)
@@ -321,6 +323,30 @@ def test_fused_equals_readable(dtype, value_limit, gradient_limit, report):
             worst_gradient = max(worst_gradient, difference(*gradients))
     report(f"fused and readable, {dtype}, values", worst, value_limit)
     report(f"fused and readable, {dtype}, gradients", worst_gradient, gradient_limit)
+
+
+def test_the_kernel_is_left_out_only_where_it_is_slower(monkeypatch):
+    """On a CPU, in bfloat16, with a gradient to come, up to PLAIN_KEYS keys."""
+    calls = []
+
+    def kernel(query, *rest, real=F.scaled_dot_product_attention, **more):
+        calls.append(query.dtype)
+        return real(query, *rest, **more)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", kernel)
+    for dtype, length, trains, expected in [
+        (torch.bfloat16, PLAIN_KEYS, True, 0),
+        (torch.bfloat16, PLAIN_KEYS + 1, True, 1),
+        (torch.bfloat16, 16, False, 1),
+        (torch.float16, 16, True, 1),
+        (torch.float32, 16, True, 1),
+    ]:
+        calls.clear()
+        tensors = heads(*[(1, 1, length, 4)] * 3, dtype=dtype)
+        if not trains:
+            tensors = [tensor.detach() for tensor in tensors]
+        fused_attention(*tensors, causal_mask(length))
+        assert len(calls) == expected, (dtype, length, trains)
 
 
 @SETTINGS

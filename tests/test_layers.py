@@ -4,6 +4,9 @@ Parity with `torch.nn` is measured with copied weights; the worst difference see
 printed (`pytest -rP`) and recorded as a property of the test.
 """
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,6 +26,7 @@ from annotated_transformer.layers import (
     Decoder,
     DecoderCache,
     DecoderLayer,
+    Dropout,
     Encoder,
     EncoderLayer,
     PostNorm,
@@ -92,6 +96,72 @@ def test_dropout_falls_on_the_branch_before_the_sum():
     post.dropout.p = pre.dropout.p = 1.0  # nothing of the branch is left
     torch.testing.assert_close(post(x, torch.exp), F.layer_norm(x, (D,), eps=1e-6))
     assert torch.equal(pre(x, torch.exp), x)
+
+
+# Dropout
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.9])
+def test_dropout_keeps_its_rate_and_the_mean(p, dtype):
+    torch.manual_seed(0)
+    n = 400_001  # no multiple of four
+    x = torch.full((n,), 3.0, dtype=dtype, requires_grad=True)
+    dropped = Dropout(p)(x)
+    zeros = (dropped == 0).float()
+    assert dropped.dtype == dtype
+    for place in range(4):  # each of the four values that one draw decides
+        assert abs(zeros[place::4].mean() - p) < 5 * (p * (1 - p) / (n / 4)) ** 0.5
+    exact = 1 / (1 - round(p * 2**16) / 2**16)
+    torch.testing.assert_close(
+        dropped[dropped != 0].double(),
+        torch.full_like(dropped[dropped != 0], 3 * exact, dtype=torch.float64),
+        rtol=8e-3 if dtype == torch.bfloat16 else 1e-6,
+        atol=0,
+    )
+    (gradient,) = torch.autograd.grad(dropped.sum(), x)
+    torch.testing.assert_close(gradient, dropped.detach() / 3)
+
+
+def test_dropout_of_neighbours_is_independent():
+    torch.manual_seed(0)
+    zeros = (Dropout(0.5)(torch.ones(1_000_000)) == 0).float() - 0.5
+    for distance in (1, 2, 3, 4, 5, 8, 16, 64, 256):
+        together = (zeros[distance:] * zeros[:-distance]).mean()  # 1/4 were they equal
+        assert abs(together) < 5 * 0.25 / 1000, distance
+
+
+def test_dropout_is_drawn_anew_and_repeated_by_its_seed():
+    module, x = Dropout(0.5), torch.ones(3, 5, 7)
+    draws = []
+    for seed in (0, 1, 0):
+        torch.manual_seed(seed)
+        draws.append(torch.stack([module(x), module(x)]))
+    assert torch.equal(draws[0], draws[2]) and not torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0][0], draws[0][1])
+
+
+def test_dropout_is_an_ordinary_module():
+    x = torch.ones(4, 6).t()  # not contiguous
+    assert torch.equal(Dropout(0.5).eval()(x), x)
+    assert torch.equal(Dropout(0.0)(x), x)
+    assert torch.equal(Dropout(1.0)(x), torch.zeros_like(x))
+    assert torch.equal(Dropout(1e-9)(x), x)
+    assert Dropout(0.5)(torch.ones(0, 3)).shape == (0, 3)
+    assert Dropout(0.5)(torch.ones(2, 3, device="meta")).shape == (2, 3)
+    module = Dropout(0.3)
+    module(x)
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert twin.p == 0.3
+
+
+def test_dropout_does_not_break_a_graph():
+    module = Dropout(0.5)
+    compiled = torch.compile(module, fullgraph=True, backend="eager")
+    dropped = compiled(torch.ones(100, 100))
+    assert set(dropped.unique().tolist()) == {0.0, 2.0}
+    report = torch._dynamo.explain(module)(torch.ones(4))
+    assert report.graph_break_count == 0
 
 
 def test_one_encoder_layer_by_hand():

@@ -8,7 +8,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from annotated_transformer.loss import label_smoothed_cross_entropy
+from annotated_transformer.loss import (
+    PRODUCT_ROWS,
+    SOFTMAX_ROWS,
+    _project,
+    label_smoothed_cross_entropy,
+    projected_cross_entropy,
+)
 
 SETTINGS = settings(max_examples=30, deadline=None, derandomize=True)
 SMOOTHINGS = [0.0, 0.1, 0.3, 1.0]
@@ -200,3 +206,172 @@ def test_smoothing_outside_0_to_1_is_refused(smoothing):
     logits, target = example()
     with pytest.raises(ValueError, match=f"smoothing is {smoothing}"):
         label_smoothed_cross_entropy(logits, target, smoothing, PAD)
+
+
+# The product and the loss in blocks
+
+
+def projection(positions=(3, 5), d_model=6, vocab_size=7, dtype=torch.float32, seed=0):
+    """Hidden states, a matrix, and targets a fifth of which are padding."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(*positions, d_model, generator=generator).to(dtype)
+    weight = torch.randn(vocab_size, d_model, generator=generator).to(dtype)
+    target = torch.randint(1, vocab_size, positions, generator=generator)
+    target[torch.rand(positions, generator=generator) < 0.2] = PAD
+    return hidden.requires_grad_(), weight.requires_grad_(), target
+
+
+def in_one(hidden, weight, target, smoothing=0.1, pad_id=PAD):
+    """The readable form: all the logits, then the loss."""
+    return label_smoothed_cross_entropy(hidden @ weight.T, target, smoothing, pad_id)
+
+
+BLOCK, PRODUCT = SOFTMAX_ROWS, PRODUCT_ROWS["cpu"]
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHINGS)
+@pytest.mark.parametrize(
+    "n", [1, BLOCK - 1, BLOCK, BLOCK + 1, PRODUCT, PRODUCT + 1, 3 * PRODUCT + 7]
+)
+def test_blocks_equal_the_whole(n, smoothing):
+    hidden, weight, target = projection((n,), vocab_size=11)
+    whole = in_one(hidden, weight, target, smoothing)
+    blocks = projected_cross_entropy(hidden, weight, target, smoothing, PAD)
+    assert blocks.dtype == torch.float32 and blocks.shape == ()
+    assert blocks.item() == pytest.approx(whole.item(), rel=1e-5, abs=1e-5)
+    wanted = torch.autograd.grad(whole / 7, (hidden, weight))
+    found = torch.autograd.grad(blocks / 7, (hidden, weight))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5 * n**0.5)
+
+
+@SETTINGS
+@given(
+    positions=st.lists(st.integers(1, 5), min_size=1, max_size=3),
+    d_model=st.integers(1, 5),
+    vocab_size=st.integers(2, 9),
+    pad_id=st.integers(0, 1),
+    smoothing=st.floats(0, 1),
+    seed=st.integers(0, 1000),
+)
+def test_blocks_equal_the_whole_for_any_shape(
+    positions, d_model, vocab_size, pad_id, smoothing, seed
+):
+    hidden, weight, target = projection(
+        tuple(positions), d_model, vocab_size, seed=seed
+    )
+    whole = in_one(hidden, weight, target, smoothing, pad_id)
+    blocks = projected_cross_entropy(hidden, weight, target, smoothing, pad_id)
+    torch.testing.assert_close(blocks, whole, rtol=1e-4, atol=1e-4)
+    wanted = torch.autograd.grad(whole, (hidden, weight))
+    found = torch.autograd.grad(blocks, (hidden, weight))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_its_gradients_are_those_of_its_values():
+    hidden, weight, target = projection(dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda *both: projected_cross_entropy(*both, target, 0.1, PAD), (hidden, weight)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_products_in_half_precision_sum_in_float32(dtype):
+    """As good as the whole form under the same products, against float64."""
+    hidden, weight, target = projection((40, 33), 32, 50)
+    exact = in_one(hidden.double(), weight.double(), target)
+    truth = torch.autograd.grad(exact, (hidden, weight))
+    with torch.autocast("cpu", dtype):
+        whole = in_one(hidden, weight, target)
+        blocks = projected_cross_entropy(hidden, weight, target, 0.1, PAD)
+    assert blocks.dtype == torch.float32
+    assert blocks.item() == pytest.approx(whole.item(), rel=1e-6)
+    assert blocks.item() == pytest.approx(exact.item(), rel=1e-3)
+    found = torch.autograd.grad(blocks, (hidden, weight))
+    usual = torch.autograd.grad(whole, (hidden, weight))
+    for ours, theirs, true in zip(found, usual, truth, strict=True):
+        assert ours.dtype == torch.float32
+        error, usual_error = (ours - true).norm(), (theirs - true).norm()
+        assert error < 1.1 * usual_error + 1e-4 * true.norm()
+        assert error < 0.01 * true.norm()
+
+
+def test_a_projected_batch_of_padding_gives_zero():
+    hidden, weight, target = projection()
+    target.fill_(PAD)
+    loss = projected_cross_entropy(hidden, weight, target, 0.1, PAD)
+    loss.backward()
+    assert loss == 0 and (hidden.grad == 0).all() and (weight.grad == 0).all()
+
+
+@pytest.mark.parametrize("compacted", [True, False])
+def test_padding_has_no_part_in_the_projection(monkeypatch, compacted):
+    """Left out, as on a CPU, or computed and wiped out, as elsewhere: NaN included."""
+    if not compacted:
+        monkeypatch.setattr(
+            "annotated_transformer.loss._positions",
+            lambda target, _: torch.arange(len(target)).split(4),
+        )
+    hidden, weight, target = projection((30,))
+    assert (target == PAD).any()
+    loss = projected_cross_entropy(hidden, weight, target, 0.1, PAD)
+    wanted = torch.autograd.grad(loss, (hidden, weight))
+    assert loss.item() == pytest.approx(in_one(hidden, weight, target).item(), rel=1e-5)
+    with torch.no_grad():
+        hidden[target == PAD] = torch.nan
+    again = projected_cross_entropy(hidden, weight, target, 0.1, PAD)
+    found = torch.autograd.grad(again, (hidden, weight))
+    torch.testing.assert_close(again, loss)
+    torch.testing.assert_close(found, wanted)
+    assert (found[0][target == PAD] == 0).all()
+
+
+def test_extreme_hidden_states_stay_finite():
+    hidden, weight, target = projection()
+    loss = projected_cross_entropy(1e4 * hidden, weight, target, 0.1, PAD)
+    assert loss.item() == pytest.approx(
+        in_one(1e4 * hidden, weight, target).item(), rel=1e-5
+    )
+    gradients = torch.autograd.grad(loss, (hidden, weight))
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_without_gradients_none_are_computed():
+    hidden, weight, target = projection()
+    with torch.no_grad():
+        loss = projected_cross_entropy(hidden, weight, target, 0.1, PAD)
+    assert not loss.requires_grad
+    assert loss.item() == pytest.approx(in_one(hidden, weight, target).item(), rel=1e-5)
+    results = _project(hidden[0], weight, target[0], 0.1, PAD, False)
+    assert [tensor.numel() for tensor in results] == [1, 0, 0]
+
+
+def test_the_operator_keeps_torch_s_rules():
+    hidden, weight, target = projection((15,))
+    checks = torch.library.opcheck(_project, (hidden, weight, target, 0.1, PAD, True))
+    assert set(checks.values()) == {"SUCCESS"}
+
+
+def test_it_compiles_into_one_graph_for_any_length():
+    graphs = []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(
+        lambda *arguments: projected_cross_entropy(*arguments, 0.1, PAD) / 3,
+        backend=count,
+        dynamic=True,
+        fullgraph=True,
+    )
+    for n in (5, 2 * PRODUCT, 3 * PRODUCT + 1):
+        arguments = projection((n,))
+        expected = in_one(*arguments) / 3
+        assert compiled(*arguments).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.5, math.nan])
+def test_the_projection_refuses_what_the_loss_refuses(smoothing):
+    with pytest.raises(ValueError, match=f"smoothing is {smoothing}"):
+        projected_cross_entropy(*projection(), smoothing, PAD)

@@ -132,12 +132,19 @@ def test_where_dropout_is_active(monkeypatch, attention):
             dropped.append(dropout_p)
         return fused(*args, dropout_p=dropout_p, **kwargs)
 
+    def called(module, inputs, output):
+        """On a CPU the package's module does not call F.dropout."""
+        if isinstance(module, torch.nn.Dropout) and module.training and module.p:
+            active.append(module.p)
+
     monkeypatch.setattr(F, "dropout", dropout)
     monkeypatch.setattr(F, "scaled_dot_product_attention", sdpa)
 
     def count(mode, **rates):
         active.clear(), dropped.clear()
         model = make(attention=attention, **rates)
+        for module in model.modules():
+            module.register_forward_hook(called)
         getattr(model, mode)()(sentences([5]), sentences([4]))
         return sorted(active + dropped)
 
@@ -156,6 +163,13 @@ def test_embedding_and_position_are_dropped_together():
     kept, model = x[x != 0], model.eval()
     torch.manual_seed(0)
     assert kept.abs().mean() > model.embed(sentences([50])).abs().mean()
+
+
+def test_the_hidden_states_are_all_but_the_last_product():
+    model, src, tgt = make(), sentences([5, 3]), sentences([4, 6])
+    hidden = model.hidden(src, tgt)
+    assert hidden.shape == (*tgt.shape, model.config.d_model)
+    assert torch.equal(model.logits(hidden), model(src, tgt))
 
 
 # Initialisation

@@ -83,7 +83,7 @@ def curve(records):
 def modes(model):
     """A list that notes, for each forward pass, (train mode, gradients kept)."""
     seen = []
-    model.register_forward_pre_hook(
+    model.decoder.register_forward_pre_hook(
         lambda module, _: seen.append((module.training, torch.is_grad_enabled()))
     )
     return seen
