@@ -12,8 +12,9 @@ import safetensors.torch
 import torch
 
 from annotated_transformer import Transformer, TransformerConfig, Translator
-from annotated_transformer.decoding import greedy_search
+from annotated_transformer.decoding import beam_search, greedy_search
 from annotated_transformer.tokenizer import Tokenizer
+from annotated_transformer.translator import average_pretrained, average_weights
 
 LINES = [
     "A dog runs through the grass.",
@@ -101,6 +102,182 @@ def test_model_and_tokenizer_must_belong_together(tokenizer):
         Translator(Transformer(TransformerConfig(301, 16, 1, 2)), tokenizer)
     with pytest.raises(ValueError, match="eos_id is 3 in the model and 2"):
         Translator(Transformer(TransformerConfig(300, 16, 1, 2, eos_id=3)), tokenizer)
+
+
+# Beam search
+
+
+def test_a_beam_of_one_is_the_default_and_greedy(tokenizer):
+    translator = make(tokenizer)
+    greedy = translator.translate(LINES)
+    assert translator.translate(LINES, beam_size=1, alpha=3.0) == greedy
+    assert [b.text for (b,) in translator.n_best(LINES, beam_size=1)] == greedy
+
+
+def test_n_best_is_beam_search_between_encode_and_decode(tokenizer):
+    translator = make(tokenizer)
+    found = translator.n_best(LINES, 3, batch_size=2, beam_size=4, alpha=0.6)
+    for line, some in zip(LINES, found, strict=True):
+        src = torch.tensor([[*tokenizer.encode(line), 2]])
+        (expected,) = beam_search(translator.model, src, 4, 0.6, 3)
+        assert [one.tokens for one in some] == [h.tokens for h in expected]
+        assert [one.text for one in some] == [
+            tokenizer.decode(h.tokens) for h in expected
+        ]
+        assert [one.score for one in some] == pytest.approx(
+            [h.score for h in expected], abs=1e-4
+        )
+    best = translator.translate(LINES, beam_size=4)
+    assert best == [some[0].text for some in found]
+
+
+def test_order_is_kept_with_a_beam(tokenizer):
+    translator = make(tokenizer)
+    lines = [" ".join(LINES[i % 6].split()[: 1 + i % 5]) for i in range(12)]
+    lines[3] = lines[7] = ""
+    alone = [translator.translate([line], beam_size=3)[0] for line in lines]
+    assert alone[3] == alone[7] == "" and len(set(alone)) > 5
+    for batch_size in (1, 5, 64):
+        assert translator.translate(iter(lines), batch_size, 3) == alone
+
+
+def test_a_blank_line_has_one_empty_translation(tokenizer):
+    found = make(tokenizer).n_best([LINES[0], " "], 4, beam_size=4)
+    assert [len(some) for some in found] == [4, 1]
+    assert found[1][0].text == "" and found[1][0].ended
+
+
+def test_prefixes_stay_with_their_lines(tokenizer):
+    translator = make(tokenizer)
+    prefixes = ["A", "", "Two men", "Nobody", "", "Zwei"]
+    found = translator.n_best(LINES, 2, batch_size=2, prefixes=prefixes)
+    for some, prefix in zip(found, prefixes, strict=True):
+        assert all(one.text.startswith(prefix) for one in some)
+    with pytest.raises(ValueError, match="1 prefixes for 6 lines"):
+        translator.n_best(LINES, prefixes=["A"])
+
+
+def test_attention_names_the_pieces(tokenizer):
+    translator = make(tokenizer)
+    ((best,),) = translator.n_best(LINES[:1])
+    seen = translator.attention(LINES[0], best.tokens)
+    assert seen.source == [*tokenizer.pieces(LINES[0]), "</s>"]
+    assert len(seen.target) == len(best.tokens) + 1 and seen.target[-1] == "</s>"
+    assert seen.weights.shape == (2, len(seen.target), len(seen.source))
+    torch.testing.assert_close(seen.weights.sum(-1), torch.ones(2, len(seen.target)))
+
+
+def test_an_ensemble(tokenizer):
+    one, two = make(tokenizer), make(tokenizer, seed=1)
+    itself = Translator(one.model, tokenizer, [one.model])
+    assert itself.translate(LINES) == one.translate(LINES)
+    both = Translator(one.model, tokenizer, [two.model])
+    src = torch.tensor([[*tokenizer.encode(LINES[0]), 2]])
+    ((expected,),) = beam_search([one.model, two.model], src)
+    assert both.translate(LINES[:1], beam_size=4) == [tokenizer.decode(expected.tokens)]
+    with pytest.raises(ValueError, match="an ensemble is several models"):
+        both.save_pretrained("never")
+    with pytest.raises(ValueError, match="vocab_size is 301 in the model and 300"):
+        other = Transformer(TransformerConfig(301, 16, 1, 2))
+        Translator(one.model, tokenizer, [other])
+
+
+# Averaging
+
+
+def states(*seeds, dtype=torch.float32):
+    config = TransformerConfig(30, 16, 1, 2, d_ff=32)
+    made = []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        made.append(Transformer(config).to(dtype).state_dict())
+    return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 20])
+def test_the_average_of_a_state_with_itself_is_that_state(n, dtype):
+    (state,) = states(0, dtype=dtype)
+    mean = average_weights([state] * n)
+    assert mean.keys() == state.keys()
+    for name, value in state.items():
+        assert torch.equal(mean[name], value) and mean[name].dtype == dtype
+
+
+def test_the_average_is_exact_and_leaves_its_input_alone():
+    three = states(0, 1, 2)
+    before = [{name: value.clone() for name, value in s.items()} for s in three]
+    mean = average_weights(iter(three))
+    for name in mean:
+        exact = torch.stack([s[name].double() for s in before]).mean(0).float()
+        assert torch.equal(mean[name], exact)
+        for state, copy in zip(three, before, strict=True):
+            assert torch.equal(state[name], copy[name])
+
+
+def test_tied_weights_are_averaged_once_and_stay_tied():
+    one, two = states(0, 1)
+    model = Transformer(TransformerConfig(30, 16, 1, 2, d_ff=32))
+    model.load_state_dict(average_weights([one, two]))
+    tied = [p for p in model.parameters() if p.shape == (30, 16)]
+    assert len(tied) == 1 and tied[0] is model.embedding.weight
+    exact = (one["embedding.weight"].double() + two["embedding.weight"].double()) / 2
+    assert torch.equal(tied[0].detach(), exact.float())
+
+
+def test_what_cannot_be_averaged():
+    with pytest.raises(ValueError, match="no states"):
+        average_weights([])
+    one, two = states(0, 1)
+    for spoil, message in (
+        (
+            lambda s: s.pop("embedding.weight"),
+            r"embedding\.weight is .* and missing in 2",
+        ),
+        (lambda s: s.update(more=torch.ones(1)), "more is missing in state 1"),
+        (
+            lambda s: s.update({"embedding.weight": torch.ones(31, 16)}),
+            r"embedding\.weight is .*\(30, 16\).* in state 1 and .*\(31, 16\).* in 2",
+        ),
+        (
+            lambda s: s.update({"embedding.weight": s["embedding.weight"].half()}),
+            r"float32.* in state 1 and .*float16.* in 2",
+        ),
+    ):
+        spoiled = dict(two)
+        spoil(spoiled)
+        with pytest.raises(ValueError, match=message) as caught:
+            average_weights([one, spoiled])
+        assert "\n" not in str(caught.value)
+
+
+def test_folders_are_averaged(tokenizer, tmp_path):
+    made = [make(tokenizer, seed) for seed in range(3)]
+    folders = [tmp_path / str(i) for i in range(3)]
+    for translator, folder in zip(made, folders, strict=True):
+        translator.save_pretrained(folder)
+    averaged = average_pretrained(folders)
+    expected = average_weights([one.model.state_dict() for one in made])
+    for name, value in averaged.model.state_dict().items():
+        assert torch.equal(value, expected[name])
+    averaged.save_pretrained(tmp_path / "mean")
+    again = Translator.from_pretrained(tmp_path / "mean")
+    assert torch.equal(logits(again), logits(averaged))
+
+
+def test_folders_that_do_not_belong_together(tokenizer, tmp_path):
+    first = tmp_path / "first"
+    make(tokenizer).save_pretrained(first)
+    make(tokenizer, n_heads=4).save_pretrained(tmp_path / "heads")
+    other = Tokenizer.train([line[::-1] for line in LINES], 300)
+    make(other).save_pretrained(tmp_path / "pieces")
+    for name, file in (("heads", "config.json"), ("pieces", "tokenizer.model")):
+        with pytest.raises(ValueError, match=f"{name} has another {file} than .*first"):
+            average_pretrained([first, tmp_path / name])
+    with pytest.raises(ValueError, match="nowhere: no such folder"):
+        average_pretrained([first, tmp_path / "nowhere"])
+    with pytest.raises(ValueError, match="no states"):
+        average_pretrained([])
 
 
 # Saving and loading
