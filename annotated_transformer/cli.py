@@ -23,7 +23,7 @@ from tqdm import tqdm
 import annotated_transformer
 
 from .batching import Pair, TokenBatches
-from .corpora import decode_lines, load_pairs
+from .corpora import PUBLIC, decode_lines, load_pairs
 from .evaluation import bleu
 from .model import Transformer, TransformerConfig
 from .tokenizer import Tokenizer
@@ -99,7 +99,8 @@ def add_train(command: argparse.ArgumentParser) -> None:
 
 def add_corpus(command: argparse.ArgumentParser, **languages) -> None:
     """Where the text is, and in which languages."""
-    text = "a public corpus (multi30k) or a folder of files SPLIT.LANGUAGE[.gz]"
+    names = ", ".join(PUBLIC)
+    text = f"a public corpus ({names}) or a folder of files SPLIT.LANGUAGE[.gz]"
     command.add_argument("--corpus", required=True, help=text)
     command.add_argument("--source", metavar="LANGUAGE", **languages)
     command.add_argument("--target", metavar="LANGUAGE", **languages)
