@@ -3,6 +3,7 @@
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -174,17 +175,22 @@ class RunFolder:
     def log(self, name: str, records: list[dict]) -> None:
         """Add lines to one of METRICS, and their numbers to TensorBoard."""
         lines = "".join(f"{json.dumps(record)}\n" for record in records)
-        self.metrics[name].write(lines.encode())
-        self.metrics[name].flush()
+        try:
+            self.metrics[name].write(lines.encode())
+            self.metrics[name].flush()
+        except OSError as error:
+            path = self.folder / name
+            raise OSError(f"cannot write {path}: {error.strerror}") from None
         for record in records if self.board else ():
             for key, value in record.items():
                 if isinstance(value, int | float) and key not in ("step", "best"):
                     self.board.add_scalar(key, value, record["step"])
 
     def close(self) -> None:
-        """Nothing is written any more."""
+        """Nothing is written any more; what could not be was said when it was tried."""
         for file in (*self.metrics.values(), *filter(None, [self.board])):
-            file.close()
+            with suppress(OSError):
+                file.close()
 
 
 def _tensorboard(folder: Path, first: int):

@@ -2,15 +2,19 @@
 """The command `annotated-transformer`: train, translate, evaluate (appendix)."""
 
 import argparse
+import hashlib
 import json
+import math
 import os
 import platform
 import shlex
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import BinaryIO
@@ -23,27 +27,50 @@ from tqdm import tqdm
 import annotated_transformer
 
 from .batching import Pair, TokenBatches
-from .corpora import PUBLIC, decode_lines, load_pairs
+from .checkpoints import (
+    METRICS,
+    check_settings,
+    checkpoints,
+    read_state,
+)
+from .corpora import (
+    PUBLIC,
+    cache_folder,
+    decode_lines,
+    find_file,
+    load_pairs,
+)
 from .evaluation import bleu
+from .grammar import write_corpus
 from .model import Transformer, TransformerConfig
 from .tokenizer import Tokenizer
-from .training import TrainingConfig, train
+from .training import (
+    TrainingConfig,
+    cost,
+    process_group,
+    processes,
+    run_settings,
+    shared,
+    train,
+)
 from .translator import CONFIG, TOKENIZER, WEIGHTS, Translator
 
-__all__ = ["main", "one_line"]
+__all__ = ["main", "complain", "one_line"]
 
 
 PROGRAM, VERSION = "annotated-transformer", annotated_transformer.__version__
-LOG, RECORD = "training.jsonl", "record.json"
+RECORD = "record.json"
 CHUNK = 512  # lines translated, and written, at a time
 
-# What --config stands for where a run does not say otherwise: `tiny` is set for
-# 30,000 short pairs on two CPU cores, the others as in the paper (§5).
+# What --config stands for where a run does not say otherwise: a size of the vocabulary
+# and any fields of TrainingConfig. `tiny` is set for 30,000 short pairs on two CPU
+# cores, the others as in the paper (§5).
 RUNS = {
     "tiny": {"vocab_size": 4000, "max_tokens": 1500, "epochs": 10, "warmup": 1000},
     "base": {"vocab_size": 37000, "max_tokens": 25000, "epochs": 10, "warmup": 4000},
     "big": {"vocab_size": 37000, "max_tokens": 25000, "epochs": 10, "warmup": 4000},
 }
+EMBEDDED = {"n_train": 30_000, "n_val": 1000, "n_test": 1000}  # sentences in its splits
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,6 +85,17 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
+
+
+def minutes(text: str) -> float:
+    """An argument that is a time, in minutes."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
 
 
 def preset(text: str) -> str:
@@ -89,18 +127,39 @@ def add_train(command: argparse.ArgumentParser) -> None:
         defaults = ", ".join(f"{config} {RUNS[config][field]}" for config in RUNS)
         flag, text = "--" + field.replace("_", "-"), f"default: {defaults}"
         command.add_argument(flag, type=positive, metavar="N", help=text)
-    command.add_argument("--smoothing", type=float, default=0.1, help="default: 0.1")
     command.add_argument("--dropout", type=float, help="default: big 0.3, others 0.1")
-    command.add_argument("--seed", type=int, default=0, help="default: 0")
+    for field, kind, text in OPTIONS:
+        flag = "--" + field.replace("_", "-")
+        if kind is bool:
+            command.add_argument(flag, action="store_true", default=None, help=text)
+        else:
+            command.add_argument(flag, type=kind, metavar="N", help=text)
     command.add_argument(
-        "--bfloat16", action="store_true", help="matrix products in bfloat16"
+        "--timeout",
+        type=minutes,
+        default=30.0,
+        metavar="N",
+        help="minutes that one of many processes waits for another (default: 30)",
     )
+
+
+OPTIONS = [  # of a training run, for each configuration the same
+    ("max_steps", positive, "end after so many steps (then --epochs counts if given)"),
+    ("accumulation", positive, "batches in a step, over all processes (default: 1)"),
+    ("smoothing", float, "of the labels (default: 0.1)"),
+    ("seed", int, "default: 0"),
+    ("bfloat16", bool, "matrix products in bfloat16"),
+    ("compile", bool, "let torch.compile fuse what it can"),
+    ("validate_every", positive, "steps (default: at the end of each epoch)"),
+    ("checkpoint_every", positive, "steps; a checkpoint follows each validation too"),
+    ("checkpoint_minutes", minutes, "since the last checkpoint (default: 10)"),
+    ("keep", positive, "checkpoints that stay, beside the best (default: 5)"),
+]
 
 
 def add_corpus(command: argparse.ArgumentParser, **languages) -> None:
     """Where the text is, and in which languages."""
-    names = ", ".join(PUBLIC)
-    text = f"a public corpus ({names}) or a folder of files SPLIT.LANGUAGE[.gz]"
+    text = f"embedded, {', '.join(PUBLIC)}, or a folder of files SPLIT.LANGUAGE[.gz]"
     command.add_argument("--corpus", required=True, help=text)
     command.add_argument("--source", metavar="LANGUAGE", **languages)
     command.add_argument("--target", metavar="LANGUAGE", **languages)
@@ -143,17 +202,37 @@ def build_parser() -> Parser:
 
 
 def say(message: str) -> None:
-    """A line about the progress, on standard error."""
-    print(message, file=sys.stderr, flush=True)
+    """A line about the progress, on standard error, from the first process."""
+    if processes()[0] == 0:
+        print(message, file=sys.stderr, flush=True)
 
 
-def check_out(out: Path) -> None:
-    """Raises ValueError where a run in this folder would overwrite something."""
+def unfinished(out: Path, settings: dict) -> Path | None:
+    """The last checkpoint of the run in a folder; None where a new one can begin.
+
+    Raises ValueError where the run there is finished or has other settings, and where
+    a new one would overwrite something.
+    """
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is not a folder")
-    for name in (WEIGHTS, CONFIG, TOKENIZER, LOG, RECORD):
+    if read_record(out).get("finished"):
+        raise ValueError(f"{out} already holds a finished run: choose another --out")
+    if found := checkpoints(out):
+        check_settings(found[-1], settings)
+        return found[-1]
+    for name in (WEIGHTS, CONFIG, TOKENIZER, *METRICS, RECORD):
         if (out / name).exists():
             raise ValueError(f"{out} already holds {name}: choose another --out")
+    return None
+
+
+def read_record(out: Path) -> dict:
+    """What record.json says; nothing where it is not there or is not whole."""
+    try:
+        record = json.loads((out / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def prepare_out(out: Path) -> None:
@@ -164,6 +243,22 @@ def prepare_out(out: Path) -> None:
             pass
     except OSError as error:
         raise OSError(f"cannot write to {out}: {error.strerror}") from None
+
+
+def corpus_folder(name: str) -> str:
+    """What `load_pairs` is to be given for a corpus; "embedded" is made if need be."""
+    if name != "embedded":
+        return name
+    here = Path(annotated_transformer.__file__)
+    sources = [here.with_name(f"{module}.py") for module in ("grammar", "lexicon")]
+    digest = hashlib.sha256(b"".join(map(Path.read_bytes, sources))).hexdigest()
+    folder = cache_folder() / f"embedded-{digest[:12]}"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as scratch:
+            write_corpus(Path(scratch, "corpus"), **EMBEDDED)
+            os.replace(Path(scratch, "corpus"), folder)
+    return str(folder)
 
 
 def make_batches(
@@ -202,16 +297,29 @@ def make_batches(
 
 
 def run_train(arguments: argparse.Namespace) -> None:
-    """Learn the pieces, train, and keep the epoch with the best validation BLEU."""
-    started = time.perf_counter()
+    """Train in this process, or in all those that `torchrun` started."""
+    if arguments.device.type == "cuda" and "LOCAL_RANK" in os.environ:
+        arguments.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     config, training = settings(arguments)
-    check_out(arguments.out)
-    languages = arguments.source, arguments.target
-    train_text = load_pairs(arguments.corpus, *languages, "train")
-    val_text = load_pairs(arguments.corpus, *languages, "val")
-    prepare_out(arguments.out)
+    with process_group(arguments.device, arguments.timeout):
+        learn(arguments, config, training)
 
-    tokenizer = Tokenizer.train(train_text[0] + train_text[1], config.vocab_size)
+
+def learn(
+    arguments: argparse.Namespace, config: TransformerConfig, training: TrainingConfig
+) -> None:
+    """Learn the pieces, train, and keep the model with the best validation BLEU."""
+    started, out = time.perf_counter(), arguments.out
+    languages = arguments.source, arguments.target
+    about = dict(zip(("source", "target"), languages, strict=True))
+    about["corpus"] = arguments.corpus
+    found = shared(lambda: unfinished(out, about | run_settings(config, training)))
+    corpus = shared(lambda: ready(arguments.corpus, *languages))
+    train_text = load_pairs(corpus, *languages, "train")
+    val_text = load_pairs(corpus, *languages, "val")
+    shared(lambda: prepare_out(out))
+    tokenizer = Tokenizer(shared(lambda: pieces(out, found, train_text, config)))
+
     options = tokenizer, min(config.max_length, training.max_tokens), training
     batches = make_batches("train", train_text, *options)
     validation = make_batches("val", val_text, *options)
@@ -219,48 +327,139 @@ def run_train(arguments: argparse.Namespace) -> None:
     model = Transformer(config).to(arguments.device)
     translator = Translator(model, tokenizer)
     val_lines = list(checked(translator, val_text[0], f"val.{arguments.source}"))
-    say(
-        f"{len(batches.pairs)} pairs, {config.vocab_size} pieces, "
-        f"{sum(p.numel() for p in model.parameters())} parameters, "
-        f"{describe(arguments.device)}"
-    )
+    shared(lambda: keep_pieces(out, tokenizer))
+    announce(model, batches, training, arguments.device, found)
+    started -= read_record(out).get("seconds", 0.0) if found else 0.0
 
     def score(model: Transformer) -> dict:
         result = bleu(translator.translate(val_lines), val_text[1])
         return {"bleu": result.value, "signature": result.signature}
 
-    log: list[dict] = []
-    for epoch in train(model, batches, validation, training, score):
-        log.append(epoch)
-        if best_of(log) is epoch:
-            translator.save_pretrained(arguments.out)
+    def record(finished: bool) -> None:
         seconds = time.perf_counter() - started  # all of it, from raw text on
-        write_log(arguments.out, log)
-        write_record(arguments, model, len(batches.pairs), training, log, seconds)
-        say(describe_epoch(epoch, training.epochs, seconds))
-    say(f"kept epoch {best_of(log)['epoch']} in {arguments.out}")
+        write_record(arguments, model, len(batches.pairs), training, seconds, finished)
+
+    with Signals() as signals:
+        data = batches, validation, training, score, out, about
+        for result in train(model, *data, stop=signals.came):
+            if result["best"]:
+                translator.save_pretrained(out)
+            record(finished=False)
+            say(describe_validation(result, training.steps(len(batches))))
+    if processes()[0] == 0:
+        record(finished=True)
+        say(f"kept step {best_of(read_log(out))['step']} in {out}")
+
+
+def ready(corpus: str, source: str, target: str) -> str:
+    """The corpus as `load_pairs` takes it, with the files of the training there."""
+    folder = corpus_folder(corpus)
+    for split in ("train", "val"):
+        for language in (source, target):
+            find_file(folder, f"{split}.{language}")
+    return folder
+
+
+def pieces(
+    out: Path,
+    found: Path | None,
+    text: tuple[list[str], list[str]],
+    config: TransformerConfig,
+) -> bytes:
+    """The model of the tokenizer: that of the run which goes on, or a new one."""
+    if found:
+        return Tokenizer.load(found.with_name(TOKENIZER)).model
+    return Tokenizer.train(text[0] + text[1], config.vocab_size).model
+
+
+def keep_pieces(out: Path, tokenizer: Tokenizer) -> None:
+    """Write the tokenizer beside the checkpoints, if it is not there already."""
+    path = out / "checkpoints" / TOKENIZER
+    path.parent.mkdir(exist_ok=True)
+    if not path.exists() or path.read_bytes() != tokenizer.model:
+        tokenizer.save(path)
+
+
+def announce(
+    model: Transformer,
+    batches: TokenBatches,
+    training: TrainingConfig,
+    where: torch.device,
+    found: Path | None,
+) -> None:
+    """Say what the run is, what it costs, and where it goes on if it does."""
+    expected = cost(model, batches, training)
+    done = read_state(found)[0].step if found else 0
+    seconds = expected.seconds * (1 - done / expected.steps)
+    _, world = processes()
+    say(
+        f"{len(batches.pairs)} pairs, {model.config.vocab_size} pieces, "
+        f"{expected.parameters} parameters, {describe(where)}"
+        + (f", {world} processes" if world > 1 else "")
+    )
+    say(
+        f"{expected.steps} steps, {expected.tokens:.3g} target tokens, "
+        f"{expected.operations:.2g} operations: about {duration(seconds)}, as three "
+        "batches went (validation comes on top)"
+    )
+    if found:
+        say(f"going on after step {done}, from {found}")
+
+
+def duration(seconds: float) -> str:
+    """A time in words: 50 s, 12 min, 3.5 h, 2.1 days."""
+    for size, unit in ((1, "s"), (60, "min"), (3600, "h"), (86400, "days")):
+        amount, shown = seconds / size, unit
+        if amount < {"s": 90, "min": 90, "h": 36}.get(unit, math.inf):
+            break
+    return f"{amount:.1f} {shown}" if amount < 10 else f"{amount:.0f} {shown}"
+
+
+class Signals:
+    """Inside `with`: the first SIGINT or SIGTERM is noted, a second one interrupts."""
+
+    def __enter__(self) -> "Signals":
+        self.seen: int | None = None
+        self.former = {}
+        alone = processes()[1] == 1
+        if alone and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.former[number] = signal.signal(number, self.note)
+        return self
+
+    def note(self, number: int, _) -> None:
+        if self.seen is not None:
+            raise KeyboardInterrupt
+        self.seen = number
+        say("stopping after this step; once more to stop at once")
+
+    def came(self) -> bool:
+        """Whether a signal came."""
+        return self.seen is not None
+
+    def __exit__(self, error: type | None, *_) -> None:
+        for number, handler in self.former.items():
+            signal.signal(number, handler)
+        if self.seen is not None and error is None:
+            raise SystemExit(128 + self.seen)
 
 
 def settings(arguments: argparse.Namespace) -> tuple[TransformerConfig, TrainingConfig]:
     """The shape of the model and how it is trained, both checked."""
-    run = {
-        field: getattr(arguments, field) or default
-        for field, default in RUNS[arguments.config].items()
-    }
+    run = dict(RUNS[arguments.config])
+    for name in ("vocab_size", *(field.name for field in fields(TrainingConfig))):
+        if getattr(arguments, name, None) is not None:
+            run[name] = getattr(arguments, name)
+    if arguments.max_steps is not None and arguments.epochs is None:
+        run["epochs"] = None
     make = getattr(TransformerConfig, arguments.config)
     changes = {} if arguments.dropout is None else {"dropout": arguments.dropout}
-    config = make(run.pop("vocab_size"), **changes)
-    return config, TrainingConfig(
-        **run,
-        smoothing=arguments.smoothing,
-        seed=arguments.seed,
-        bfloat16=arguments.bfloat16,
-    )
+    return make(run.pop("vocab_size"), **changes), TrainingConfig(**run)
 
 
 def best_of(log: list[dict]) -> dict:
-    """The epoch with the best validation BLEU; of equals, that of the lowest loss."""
-    return max(log, key=lambda epoch: (epoch["bleu"], -epoch["validation_loss"]))
+    """The validation with the best BLEU; of equals, that of the lowest loss."""
+    return max(log, key=lambda result: (result["bleu"], -result["validation_loss"]))
 
 
 def describe(where: torch.device | str) -> str:
@@ -271,22 +470,22 @@ def describe(where: torch.device | str) -> str:
     return f"{os.cpu_count()}-core {platform.machine()} CPU"
 
 
-def describe_epoch(epoch: dict, epochs: int, seconds: float) -> str:
-    """One line about an epoch; seconds: since the start of the command."""
+def describe_validation(result: dict, steps: int) -> str:
+    """One line about a validation; steps: of the whole run."""
     return (
-        f"epoch {epoch['epoch']}/{epochs}"
-        f"  loss {epoch['train_loss']:.3f}"
-        f"  validation {epoch['validation_loss']:.3f}"
-        f"  BLEU {epoch['bleu']:.2f}"
-        f"  {epoch['tokens_per_second']:.0f} tokens/s"
-        f"  {seconds / 60:.1f} min"
+        f"epoch {result['epoch']}"
+        f"  step {result['step']}/{steps}"
+        f"  loss {result['train_loss']:.3f}"
+        f"  validation {result['validation_loss']:.3f}"
+        f"  BLEU {result['bleu']:.2f}"
+        f"  {result['tokens_per_second']:.0f} tokens/s"
     )
 
 
-def write_log(out: Path, log: list[dict]) -> None:
-    """training.jsonl: the last epoch's line goes to the end of it."""
-    with open(out / LOG, "a", encoding="utf-8") as file:
-        print(json.dumps(log[-1]), file=file)
+def read_log(out: Path) -> list[dict]:
+    """The lines of training.jsonl."""
+    lines = (out / "training.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def write_record(
@@ -294,11 +493,13 @@ def write_record(
     model: Transformer,
     pairs: int,
     training: TrainingConfig,
-    log: list[dict],
     seconds: float,
+    finished: bool,
 ) -> None:
     """record.json: how this model came to be, and how good it is."""
-    tokens = sum(epoch["tokens_per_second"] * epoch["seconds"] for epoch in log)
+    log = read_log(arguments.out)
+    trained = sum(result["seconds"] for result in log)
+    tokens = sum(result["tokens_per_second"] * result["seconds"] for result in log)
     record = {
         "command": shlex.join([PROGRAM, *arguments.argv]),
         "date": datetime.now(timezone.utc).date().isoformat(),
@@ -311,6 +512,7 @@ def write_record(
         "parameters": sum(p.numel() for p in model.parameters()),
         "device": describe(arguments.device),
         "threads": torch.get_num_threads(),
+        "processes": processes()[1],
         "versions": {
             "annotated_transformer": VERSION,
             "python": platform.python_version(),
@@ -319,14 +521,19 @@ def write_record(
             "sacrebleu": sacrebleu.__version__,
         },
         "seconds": round(seconds, 1),
-        "tokens_per_second": round(tokens / sum(epoch["seconds"] for epoch in log)),
-        "epochs": len(log),
+        "tokens_per_second": round(tokens / trained),
+        "epochs": log[-1]["epoch"],
+        "steps": log[-1]["step"],
         "best_epoch": best_of(log)["epoch"],
+        "best_step": best_of(log)["step"],
         "validation_bleu": best_of(log)["bleu"],
         "signature": best_of(log)["signature"],
+        "finished": finished,
     }
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    (arguments.out / RECORD).write_text(text, encoding="utf-8")
+    scratch = arguments.out / f".{RECORD}"  # a record is whole or not there
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, arguments.out / RECORD)
 
 
 def checked(translator: Translator, lines: Iterable[str], name: str) -> Iterator[str]:
@@ -405,7 +612,8 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     """The BLEU of a split, and the signature that says which BLEU."""
     translator = Translator.from_pretrained(arguments.model, arguments.device)
     source, target = trained_languages(arguments)
-    lines, references = load_pairs(arguments.corpus, source, target, arguments.split)
+    corpus = corpus_folder(arguments.corpus)
+    lines, references = load_pairs(corpus, source, target, arguments.split)
     name, outputs = f"{arguments.split}.{source}", []
     for chunk in translations(translator, lines, name):
         outputs += chunk
@@ -450,8 +658,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, RuntimeError) as error:
         if sys.flags.dev_mode:
             raise
-        say(f"{PROGRAM}: {one_line(error)}")
+        complain(error)
         return 1
+
+
+def complain(error: Exception) -> None:
+    """One line. Of many processes those after the first speak for themselves alone.
+
+    What is wrong with the settings or the data, all of them find, and the first says.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    if rank == 0:
+        print(f"{PROGRAM}: {one_line(error)}", file=sys.stderr, flush=True)
+    elif not isinstance(error, ValueError):
+        message = f"{PROGRAM}, process {rank}: {one_line(error)}"
+        print(message, file=sys.stderr, flush=True)
 
 
 def one_line(error: Exception) -> str:

@@ -26,6 +26,7 @@ FILES = [
     "config.json",
     "model.safetensors",
     "record.json",
+    "steps.jsonl",
     "tokenizer.model",
     "training.jsonl",
 ]
@@ -47,7 +48,8 @@ def write_corpus(folder, **changes):
 
 def contents(folder):
     """Every file in a folder with its bytes."""
-    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    files = [path for path in Path(folder).iterdir() if path.is_file()]
+    return {path.name: path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +117,10 @@ def test_train_leaves_a_model_a_log_and_a_record(run, corpus, tmp_path):
     arguments = train_arguments(corpus, tmp_path / "run", "--seed", "3")
     code, out, err = run(*arguments)
     assert (code, out) == (0, "")
-    assert err.count("epoch ") == 3 and "Traceback" not in err
-    assert sorted(os.listdir(tmp_path / "run")) == FILES
+    said = [line.split()[0] for line in err.splitlines()]
+    assert said == ["24", said[1], "epoch", "epoch", "kept"]
+    assert " steps, " in err and " operations: about " in err
+    assert sorted(os.listdir(tmp_path / "run")) == ["checkpoints", *FILES]
 
     log = (tmp_path / "run/training.jsonl").read_text().splitlines()
     epochs = [json.loads(line) for line in log]
@@ -126,6 +130,7 @@ def test_train_leaves_a_model_a_log_and_a_record(run, corpus, tmp_path):
     assert record["validation_bleu"] == max(epoch["bleu"] for epoch in epochs)
     assert record["signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a")
     assert record["pairs"] == 24 and record["training"]["seed"] == 3
+    assert record["finished"] is True and record["steps"] == epochs[-1]["step"]
     assert record["config"] == json.loads((tmp_path / "run/config.json").read_text())
     translator = Translator.from_pretrained(tmp_path / "run")
     parameters = sum(p.numel() for p in translator.model.parameters())
@@ -146,11 +151,13 @@ def test_the_same_seed_gives_the_same_weights(run, corpus, tmp_path):
 def fake_training(scores):
     """A stand-in for `train`: each epoch marks the weights with its number."""
 
-    def train(model, batches, validation, config, score):
+    def train(model, batches, validation, config, score, folder, about, stop):
+        results = []
         for epoch, bleu in enumerate(scores, start=1):
             torch.nn.init.constant_(model.embedding.weight, epoch)
-            yield {
+            result = {
                 "epoch": epoch,
+                "step": epoch,
                 "train_loss": 1.0,
                 "validation_loss": 1 / epoch,
                 "tokens_per_second": 1.0,
@@ -158,6 +165,11 @@ def fake_training(scores):
                 "bleu": bleu,
                 "signature": "s",
             }
+            results.append(result)
+            result["best"] = cli.best_of(results) is result
+            with open(folder / "training.jsonl", "a") as log:
+                print(json.dumps(result), file=log)
+            yield result
 
     return train
 
@@ -189,6 +201,78 @@ def test_pairs_left_out_are_counted(run, tmp_path, monkeypatch):
     )
     assert code == 0 and message in err and "val: left out" not in err
     assert json.loads((tmp_path / "run/record.json").read_text())["pairs"] == 21
+
+
+def test_the_embedded_corpus_is_made_once(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("ANNOTATED_TRANSFORMER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cli, "EMBEDDED", {"n_train": 200, "n_val": 5, "n_test": 4})
+    monkeypatch.setattr(cli, "train", fake_training([1.0]))
+    for out, source, target in (("a", "en", "de"), ("b", "de", "en")):
+        command = ["train", "--corpus", "embedded", "--vocab-size", "450"]
+        languages = ["--source", source, "--target", target]
+        assert run(*command, *languages, "--out", tmp_path / out)[0] == 0
+        record = json.loads((tmp_path / out / "record.json").read_text())
+        assert record["corpus"] == "embedded" and record["pairs"] == 200
+        if out == "a":
+            monkeypatch.setattr(cli, "write_corpus", None)  # not again
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert len(os.listdir(folder)) == 9
+    command = ["evaluate", "--model", tmp_path / "a", "--corpus", "embedded"]
+    code, out, err = run(*command, "--split", "test")
+    assert code == 0 and out.startswith("BLEU ")
+
+
+@pytest.mark.parametrize(
+    ("given", "epochs", "max_steps"),
+    [
+        ([], 10, None),
+        (["--epochs", "3"], 3, None),
+        (["--max-steps", "7"], None, 7),
+        (["--max-steps", "7", "--epochs", "3"], 3, 7),
+    ],
+)
+def test_epochs_or_steps(given, epochs, max_steps):
+    command = "train --corpus farm --source en --target de --out run".split()
+    _, training = cli.settings(cli.build_parser().parse_args([*command, *given]))
+    assert (training.epochs, training.max_steps) == (epochs, max_steps)
+
+
+def test_every_setting_reaches_the_run():
+    command = "train --corpus farm --source en --target de --out run --max-tokens 9 "
+    command += "--epochs 2 --warmup 3 --accumulation 4 --smoothing 0.2 --seed 5 "
+    command += "--bfloat16 --compile --validate-every 6 --checkpoint-every 7 "
+    command += "--checkpoint-minutes 1.5 --keep 8 --max-steps 10"
+    _, training = cli.settings(cli.build_parser().parse_args(command.split()))
+    assert training == cli.TrainingConfig(
+        max_tokens=9,
+        accumulation=4,
+        epochs=2,
+        max_steps=10,
+        warmup=3,
+        smoothing=0.2,
+        seed=5,
+        bfloat16=True,
+        compile=True,
+        validate_every=6,
+        checkpoint_every=7,
+        checkpoint_minutes=1.5,
+        keep=8,
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.4, "0.4 s"),
+        (50, "50 s"),
+        (720, "12 min"),
+        (12_600, "3.5 h"),
+        (43_200, "12 h"),
+        (181_440, "2.1 days"),
+    ],
+)
+def test_a_time_in_words(seconds, text):
+    assert cli.duration(seconds) == text
 
 
 def test_translate_is_line_in_line_out(run, model):
@@ -279,6 +363,9 @@ TRAIN = {
     "dropout": ({"dropout": "1.5"}, 1, "dropout is 1.5"),
     "smoothing": ({"smoothing": "nan"}, 1, "smoothing is nan"),
     "seed": ({"seed": "-1"}, 1, "seed is -1"),
+    "no time": ({"timeout": "0"}, 2, "--timeout: '0' is not a positive number"),
+    "no time at all": ({"checkpoint-minutes": "x"}, 2, "'x' is not a positive number"),
+    "no batches": ({"accumulation": "0"}, 2, "--accumulation: '0' is not a positive"),
     "pieces, too many": ({"vocab-size": "9999"}, 1, "cannot learn 9999 pieces"),
     "pieces, too few": ({"vocab-size": "200"}, 1, "cannot learn 200 pieces"),
     "no room for a pair": ({"max-tokens": "2"}, 1, "none remains"),
@@ -478,9 +565,9 @@ def test_an_interrupt_is_quiet_and_leaves_the_best_so_far(corpus, tmp_path):
         finally:
             running.kill()  # where it did not hear
     assert running.returncode == 130
-    assert said[1].startswith(b"epoch 1/9999") and b"Traceback" not in b"".join(said)
+    assert said[2].startswith(b"epoch 1 ") and b"Traceback" not in b"".join(said)
     Translator.from_pretrained(tmp_path / "run")
-    assert sorted(os.listdir(tmp_path / "run")) == FILES
+    assert sorted(os.listdir(tmp_path / "run")) == ["checkpoints", *FILES]
 
 
 @pytest.mark.slow
