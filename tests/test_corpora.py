@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tarfile
 import threading
-import time
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -56,7 +55,7 @@ def places(monkeypatch, tmp_path):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.delenv(DATA_VARIABLE, raising=False)
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(downloads, "TIMEOUT", 0.5)
+    monkeypatch.setattr(downloads, "TIMEOUT", 1.5)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -517,10 +516,8 @@ def test_a_bad_download_never_looks_like_a_whole_one(
             server, "train.en.gz", **({"body": PACKED, "length": len(PACKED)} | manner)
         )
     publish(monkeypatch, server, **{"train.en.gz": PACKED})
-    began = time.monotonic()
     with pytest.raises(OSError) as error:
         find_file("demo", "train.en")
-    assert time.monotonic() - began < 5
     message = one_line(error)
     assert message.startswith(f"cannot download {server.address}train.en.gz: ")
     assert reason in message and f"${DATA_VARIABLE} may name a folder" in message
@@ -692,7 +689,7 @@ BIG = bytes(3_000_000)
 BAD_ARCHIVES = {
     "tar ..": (tar_of(entry("../../a.txt", GOOD)), "would leave the folder"),
     "tar a/../..": (tar_of(entry("b/../../a.txt", GOOD)), "would leave the folder"),
-    "tar absolute": (tar_of(entry("/tmp/a.txt", GOOD)), "would leave the folder"),
+    "tar absolute": (tar_of(entry("/etc/a.txt", GOOD)), "would leave the folder"),
     "tar beside": (
         tar_of(entry("a.txt", GOOD), entry("../b.txt", GOOD)),
         "'../b.txt' would leave the folder",
@@ -735,7 +732,7 @@ BAD_ARCHIVES = {
     "text": (b"<html>moved</html>" * 99, "not a whole archive"),
     "zip ..": (zip_of({"../a.txt": GOOD}), "would leave the folder"),
     "zip backslash": (zip_of({"b\\..\\..\\a.txt": GOOD}), "would leave the folder"),
-    "zip absolute": (zip_of({"/tmp/a.txt": GOOD}), "would leave the folder"),
+    "zip absolute": (zip_of({"/etc/a.txt": GOOD}), "would leave the folder"),
     "zip drive": (zip_of({"C:\\a.txt": GOOD}), "would leave the folder"),
     "zip link": (zip_link("a.txt", "/etc/passwd"), "a.txt is not a file"),
     "zip folder": (zip_of({"a.txt/": b""}), "there is no a.txt in it"),
