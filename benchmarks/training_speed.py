@@ -1,0 +1,532 @@
+"""Race the training step of this package against others; write the record of §5.2.
+
+    python benchmarks/training_speed.py
+
+The same model size, the same real batches, on the machine as it is: this package,
+`torch.nn.Transformer`, Hugging Face's MarianMTModel (where transformers is installed),
+each in float32 and under bfloat16 autocast, eager and compiled, and this package with
+every sentence padded to one length. Each system has a process of its own, and they take
+the batches in turn, a step each, so that whatever else the machine does hits all
+alike; one of them, this package in bfloat16, runs in every heat and is what the others
+are divided by. A second part trains with three seeds in float32 and in bfloat16 and
+compares the losses. About 25 minutes on two cores; --part runs one of the two, and
+--device cuda moves both to a GPU. Writes book/records/training_speed_<device>.json.
+"""
+
+import argparse
+import json
+import math
+import os
+import pickle
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from recording import ROOT, git_commit
+from torch import Tensor, nn
+
+from annotated_transformer import Transformer, TransformerConfig
+from annotated_transformer.batching import Batch, TokenBatches, make_batch, pad
+from annotated_transformer.corpora import DATA_VARIABLE, load_pairs
+from annotated_transformer.grammar import generate
+from annotated_transformer.positional_encoding import sinusoidal_encoding
+from annotated_transformer.schedule import learning_rate
+from annotated_transformer.tokenizer import Tokenizer
+from annotated_transformer.training import Objective
+
+D_MODEL, N_LAYERS, D_FF, VOCAB_SIZE, LONGEST = 256, 3, 1024, 8000, 512
+DROPOUT, SMOOTHING, RATE = 0.1, 0.1, 1e-4
+MAX_TOKENS = {"cpu": 128 * 20, "cuda": 25_000}
+WARM_UP = 3  # steps that are not timed, after compilation
+CURVE = {"max_tokens": 640, "steps": 300, "warmup": 150, "last": 50, "seeds": (0, 1, 2)}
+# What glibc must be told to keep the memory that a step frees for the next one.
+KEEP = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 33),
+    "MALLOC_TOP_PAD_": str(1 << 26),
+}
+
+
+# The systems: each maps (src, tgt, labels) to the summed loss
+
+
+class TorchTransformer(nn.Module):
+    """`torch.nn.Transformer` with one embedding for source, target and projection."""
+
+    def __init__(self, special: tuple[int, int, int], n_heads: int) -> None:
+        super().__init__()
+        self.pad_id = special[0]
+        self.embedding = nn.Embedding(VOCAB_SIZE, D_MODEL, padding_idx=self.pad_id)
+        nn.init.normal_(self.embedding.weight, std=D_MODEL**-0.5)
+        self.register_buffer("positions", sinusoidal_encoding(LONGEST, D_MODEL))
+        sizes = (D_MODEL, n_heads, N_LAYERS, N_LAYERS, D_FF, DROPOUT)
+        self.transformer = nn.Transformer(*sizes, batch_first=True)
+        self.dropout = nn.Dropout(DROPOUT)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        scaled = self.embedding(tokens) * math.sqrt(D_MODEL)
+        return self.dropout(scaled + self.positions[: tokens.size(1)])
+
+    def forward(self, src: Tensor, tgt: Tensor, labels: Tensor) -> Tensor:
+        size = (tgt.size(1), tgt.size(1))
+        future = torch.ones(size, dtype=torch.bool, device=tgt.device).triu(1)
+        hidden = self.transformer(
+            self.embed(src),
+            self.embed(tgt),
+            tgt_mask=future,
+            tgt_is_causal=True,
+            src_key_padding_mask=src == self.pad_id,
+            memory_key_padding_mask=src == self.pad_id,
+        )
+        return summed_loss(F.linear(hidden, self.embedding.weight), labels, self.pad_id)
+
+
+class Marian(nn.Module):
+    """Hugging Face's MarianMTModel; dropout where the paper has it and nowhere else."""
+
+    def __init__(self, special: tuple[int, int, int], n_heads: int, kind: str) -> None:
+        super().__init__()
+        from transformers import MarianConfig, MarianMTModel
+
+        self.pad_id, bos_id, eos_id = special
+        stacks = {
+            f"{stack}_{name}": value
+            for stack in ("encoder", "decoder")
+            for name, value in (
+                ("layers", N_LAYERS),
+                ("attention_heads", n_heads),
+                ("ffn_dim", D_FF),
+            )
+        }
+        config = MarianConfig(
+            vocab_size=VOCAB_SIZE,
+            d_model=D_MODEL,
+            **stacks,
+            dropout=DROPOUT,
+            attention_dropout=0.0,
+            activation_dropout=0.0,
+            activation_function="relu",
+            max_position_embeddings=LONGEST,
+            pad_token_id=self.pad_id,
+            bos_token_id=bos_id,
+            eos_token_id=eos_id,
+            decoder_start_token_id=bos_id,
+            scale_embedding=True,
+            share_encoder_decoder_embeddings=True,
+            tie_word_embeddings=True,
+            attn_implementation=kind,
+        )
+        self.model = MarianMTModel(config)
+
+    def forward(self, src: Tensor, tgt: Tensor, labels: Tensor) -> Tensor:
+        output = self.model(
+            input_ids=src,
+            attention_mask=(src != self.pad_id).long(),
+            decoder_input_ids=tgt,
+            use_cache=False,
+        )
+        return summed_loss(output.logits, labels, self.pad_id)
+
+
+def summed_loss(logits: Tensor, labels: Tensor, pad_id: int) -> Tensor:
+    """Label-smoothed cross-entropy as torch has it."""
+    return F.cross_entropy(
+        logits.flatten(0, 1).float(),
+        labels.flatten(),
+        ignore_index=pad_id,
+        label_smoothing=SMOOTHING,
+        reduction="sum",
+    )
+
+
+def ours(special: tuple[int, int, int], n_heads: int) -> nn.Module:
+    """This package, as `train` runs it."""
+    ids = dict(zip(("pad_id", "bos_id", "eos_id"), special, strict=True))
+    shape = {"d_model": D_MODEL, "n_layers": N_LAYERS, "d_ff": D_FF, "dropout": DROPOUT}
+    config = TransformerConfig(VOCAB_SIZE, n_heads=n_heads, **shape, **ids)
+    return Objective(Transformer(config), SMOOTHING)
+
+
+SYSTEMS = {
+    "this package": ours,
+    "this package, fixed length": ours,
+    "nn.Transformer": TorchTransformer,
+    "Marian, eager attention": lambda *a: Marian(*a, "eager"),
+    "Marian, SDPA": lambda *a: Marian(*a, "sdpa"),
+}
+PACEMAKER = {"system": "this package", "bfloat16": True, "compiled": False}
+
+
+class Step:
+    """One training step of one system: loss of the mean token, gradient, Adam."""
+
+    def __init__(self, case: dict, data: dict, device: str, rate: float = RATE) -> None:
+        torch.manual_seed(case.get("seed", 0))
+        self.special, self.device = data["special"], device
+        self.bfloat16 = case["bfloat16"]
+        module = SYSTEMS[case["system"]](self.special, data["n_heads"]).to(device)
+        adam = {"lr": rate, "betas": (0.9, 0.98), "eps": 1e-9, "fused": True}
+        self.adam = torch.optim.Adam(module.train().parameters(), **adam)
+        self.parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        compiled = case.get("compiled", False)
+        self.module = torch.compile(module, dynamic=True) if compiled else module
+
+    def __call__(self, batch: Batch) -> float:
+        """The mean loss of a target token, before the update."""
+        tokens = int((batch.labels != self.special[0]).sum())
+        batch = [part.to(self.device, non_blocking=True) for part in batch]
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16):
+            loss = self.module(*batch) / tokens
+        self.adam.zero_grad()
+        loss.backward()
+        self.adam.step()
+        return loss.item()  # waits for the device
+
+
+# Data
+
+
+def load_data(n_heads: int, max_tokens: int) -> dict:
+    """Pairs of piece ids, and batches of two kinds."""
+    if os.environ.get(DATA_VARIABLE):
+        corpus, pairs = "multi30k", load_pairs("multi30k", "en", "de", "train")
+    else:
+        corpus = "grammar"
+        both = [(t.english.text, t.german.text) for t in generate(29_000, 0)]
+        pairs = tuple(zip(*both, strict=True))
+    # The embedded corpus has too few words for 8,000 pieces; its model has as many.
+    wanted = VOCAB_SIZE if corpus == "multi30k" else 1000
+    tokenizer = Tokenizer.train([*pairs[0], *pairs[1]], wanted)
+    special = tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id
+    ids = list(zip(*map(tokenizer.encode, map(list, pairs)), strict=True))
+    batches = TokenBatches(ids, max_tokens, *special)
+    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))
+    longest = max(len(side) + 1 for pair in ids for side in pair)
+    rows = max_tokens // longest
+    fixed = []
+    for start in range(0, min(len(ids), 100 * rows), rows):
+        some = [ids[i] for i in order[start : start + rows]]
+        parts = make_batch(some, *special)
+        # A row of the full length, and then without it: all are padded to it.
+        filler = [0] * longest
+        parts = [pad([*part.tolist(), filler], special[0])[:-1] for part in parts]
+        fixed.append(Batch(*parts))
+    return {
+        "corpus": corpus,
+        "special": special,
+        "n_heads": n_heads,
+        "ids": ids,
+        "grouped": [batches.make(group) for group in batches.groups(0)[:100]],
+        "fixed": fixed,
+        "max_tokens": max_tokens,
+        "longest": longest,
+    }
+
+
+def describe(batch: Batch, pad_id: int) -> dict:
+    """Tokens without padding, and the operations that a step on them needs.
+
+    6 a parameter and token (2 forward, 4 backward): source-side parameters by source
+    tokens, target-side ones by target tokens; and 12 · D a pair of positions that
+    attention compares, twice 2 forward and twice that backward.
+    """
+    src, tgt = ((part != pad_id).sum(1) for part in (batch.src, batch.labels))
+    n_src, n_tgt = int(src.sum()), int(tgt.sum())
+    attention, network = D_MODEL * D_MODEL, 2 * D_MODEL * D_FF
+    on_src = N_LAYERS * (4 * attention + network + 2 * attention)  # with cross W^K, W^V
+    on_tgt = N_LAYERS * (6 * attention + network) + VOCAB_SIZE * D_MODEL
+    pairs = N_LAYERS * int((src * src + tgt * tgt + src * tgt).sum())
+    operations = 6 * (on_src * n_src + on_tgt * n_tgt) + 12 * D_MODEL * pairs
+    return {"src": n_src, "tgt": n_tgt, "operations": operations}
+
+
+# Heats: a process for each system, a step of each in turn
+
+
+def serve(case: dict, data: dict, device: str) -> None:
+    """The process of one system: says when it is ready, then times a step a line."""
+    kind = "fixed" if "fixed" in case["system"] else "grouped"
+    batches = data[kind]
+    started = time.perf_counter()
+    step = Step(case, data, device)
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever libraries print goes to standard error
+    for batch in batches[:2]:
+        step(batch)
+    ready = time.perf_counter() - started
+    # Batches that are wide and narrow: what is compiled anew for some shape is now.
+    for batch in batches[-WARM_UP:]:
+        step(batch)
+    out.write(json.dumps({"start": ready, "parameters": step.parameters}) + "\n")
+    for line in sys.stdin:
+        batch = batches[int(line)]
+        before = time.perf_counter()
+        step(batch)
+        seconds = time.perf_counter() - before
+        said = describe(batch, data["special"][0]) | {"seconds": seconds}
+        out.write(json.dumps(said) + "\n")
+
+
+def heat(cases: list[dict], folder: Path, steps: int, device: str) -> list[dict]:
+    """Each case with its measurements; one process each, all at the same batches."""
+    processes = []
+    for case in cases:
+        command = [sys.executable, __file__, "--serve", json.dumps(case)]
+        command += ["--data", str(folder / "data.pickle"), "--device", device]
+        environment = os.environ | (KEEP if case.get("keep") else {})
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        process = subprocess.Popen(command, env=environment, **pipes)
+        processes.append(process)
+        ready = json.loads(process.stdout.readline() or "null")
+        if ready is None:
+            sys.exit(f"{name(case)} broke off")
+        print(f"{name(case)}: ready after {ready['start']:.1f} s", file=sys.stderr)
+        case |= ready | {"steps": []}
+    for number in range(steps):
+        for case, process in zip(cases, processes, strict=True):
+            print(number, file=process.stdin, flush=True)
+            case["steps"].append(json.loads(process.stdout.readline()))
+    for process in processes:
+        process.stdin.close()
+        process.wait()
+    return cases
+
+
+def name(case: dict) -> str:
+    """A case in words."""
+    words = [case["system"], "bfloat16" if case["bfloat16"] else "float32"]
+    words += ["compiled"] * case["compiled"] + ["freed memory kept"] * case["keep"]
+    return ", ".join(words)
+
+
+def plan(device: str) -> list[list[dict]]:
+    """The heats: every system in each precision, eager and compiled."""
+    marian = find_spec("transformers") is not None
+    if not marian:
+        print("transformers is not installed: no Marian in the race", file=sys.stderr)
+    rivals = [s for s in SYSTEMS if marian or "Marian" not in s]
+
+    def case(system, bfloat16, compiled=False, keep=False):
+        names = "system", "bfloat16", "compiled", "keep"
+        return dict(zip(names, (system, bfloat16, compiled, keep), strict=True))
+
+    pacemaker = case(**PACEMAKER)
+    heats = []
+    for compiled in (False, True):
+        for bfloat16 in (True, False):
+            cases = [
+                case(system, bfloat16, compiled)
+                for system in rivals
+                if not (compiled and "fixed" in system)
+            ]
+            heats.append([pacemaker] + [c for c in cases if c != pacemaker])
+    if device == "cpu" and platform.libc_ver()[0] == "glibc":
+        kept = [
+            case(system, True, keep=True) for system in rivals if "fixed" not in system
+        ]
+        heats.append([pacemaker, *kept])
+    return [[dict(c) for c in cases] for cases in heats]
+
+
+def summarise(cases: list[dict], peaks: dict[str, float]) -> list[dict]:
+    """Medians over the steps; `pace`: this system's rate over the pacemaker's."""
+    lead = [step["tgt"] / step["seconds"] for step in cases[0]["steps"]]
+    rows = []
+    for case in cases:
+        steps = case.pop("steps")
+        rates = [step["tgt"] / step["seconds"] for step in steps]
+        speed = [step["operations"] / step["seconds"] / 1e9 for step in steps]
+        peak = peaks["bfloat16" if case["bfloat16"] else "float32"]
+        quartiles = statistics.quantiles(rates, n=4)
+        source = [step["src"] / step["seconds"] for step in steps]
+        pace = [rate / other for rate, other in zip(rates, lead, strict=True)]
+        rows.append(
+            case
+            | {
+                "start": round(case["start"], 1),
+                "target_tokens_per_second": round(statistics.median(rates)),
+                "quartiles": [round(quartiles[0]), round(quartiles[2])],
+                "source_tokens_per_second": round(statistics.median(source)),
+                "step_ms": round(1e3 * statistics.median(s["seconds"] for s in steps)),
+                "pace": round(statistics.median(pace), 3),
+                "of_matrix_products": round(statistics.median(speed) / peak, 3),
+            }
+        )
+    return rows
+
+
+def matrix_product_rates(device: str) -> dict[str, float]:
+    """GFLOP/s of one large product, the best of twenty."""
+    rates, n = {}, 2048 if device == "cpu" else 8192
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+        best = math.inf
+        for _ in range(20):
+            started = time.perf_counter()
+            (a @ b)[0, 0].item()
+            best = min(best, time.perf_counter() - started)
+        rates[str(dtype).removeprefix("torch.")] = round(2 * n**3 / best / 1e9)
+    return rates
+
+
+# The loss curves
+
+
+def curve(seed: int, bfloat16: bool, data: dict, device: str) -> list[float]:
+    """Mean loss of a token at each step; the batches of a seed are the same for all."""
+    batches = TokenBatches(data["ids"], CURVE["max_tokens"], *data["special"], seed)
+    case = {"system": "this package", "bfloat16": bfloat16, "seed": seed}
+    step, losses = Step(case, data, device), []
+    groups = (group for epoch in range(100) for group in batches.groups(epoch))
+    for number, group in zip(range(1, CURVE["steps"] + 1), groups, strict=False):
+        rate = learning_rate(number, D_MODEL, CURVE["warmup"]) / 2
+        step.adam.param_groups[0]["lr"] = rate
+        losses.append(step(batches.make(group)))
+    return losses
+
+
+def compare_curves(data: dict, device: str) -> dict:
+    """Each seed in both precisions: means of blocks of steps, and the last."""
+    runs, last = [], CURVE["last"]
+    for seed in CURVE["seeds"]:
+        for bfloat16 in (False, True):
+            losses = curve(seed, bfloat16, data, device)
+            blocks = zip(*[iter(losses)] * last, strict=True)
+            means = [round(statistics.fmean(block), 4) for block in blocks]
+            runs.append({"seed": seed, "bfloat16": bfloat16, "losses": means})
+            print(runs[-1], file=sys.stderr, flush=True)
+    ends = {
+        kind: [r["losses"][-1] for r in runs if r["bfloat16"] == kind]
+        for kind in (0, 1)
+    }
+    spread = max(ends[0]) - min(ends[0])
+    gaps = [b - a for a, b in zip(ends[0], ends[1], strict=True)]
+    return {
+        **CURVE,
+        "runs": runs,
+        "float32_spread": round(spread, 4),
+        "bfloat16_minus_float32": [round(gap, 4) for gap in gaps],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--part", choices=("speed", "curves"))
+    parser.add_argument("--steps", type=int, default=20, help="timed, of each system")
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--record", type=Path)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    device = arguments.device
+    if arguments.serve:
+        serve(
+            json.loads(arguments.serve),
+            pickle.loads(arguments.data.read_bytes()),
+            device,
+        )
+        return
+
+    record_path = (
+        arguments.record or ROOT / f"book/records/training_speed_{device}.json"
+    )
+    data = load_data(arguments.heads, MAX_TOKENS[device])
+    versions = {"python": platform.python_version()}
+    for package in ("torch", "transformers"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    record = {
+        "command": "python benchmarks/training_speed.py",
+        "commit": git_commit(),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "device": f"{torch.get_num_threads()} threads on {os.cpu_count()} CPU cores, "
+        f"{platform.machine()}"
+        if device == "cpu"
+        else torch.cuda.get_device_name(),
+        "versions": versions,
+        "corpus": data["corpus"],
+        "shape": {
+            "d_model": D_MODEL,
+            "n_layers": N_LAYERS,
+            "d_ff": D_FF,
+            "n_heads": arguments.heads,
+            "vocab_size": VOCAB_SIZE,
+        },
+        "max_tokens": data["max_tokens"],
+        "longest": data["longest"],
+        "steps": arguments.steps,
+    }
+    if record_path.exists() and arguments.part:  # the other part stays
+        before = json.loads(record_path.read_text(encoding="utf-8"))
+        record |= {
+            k: before[k] for k in ("matrix_products", "table", "curves") if k in before
+        }
+    if arguments.part != "curves":
+        peaks = matrix_product_rates(device)
+        rows = []
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "data.pickle").write_bytes(pickle.dumps(data | {"ids": None}))
+            for cases in plan(device):
+                raced = heat(cases, Path(folder), arguments.steps, device)
+                rows += summarise(raced, peaks)
+                record |= {"matrix_products": peaks, "table": rows}
+                write(record, record_path)
+    if arguments.part != "speed":
+        record["curves"] = compare_curves(data, device)
+    write(record, record_path)
+    print(record_path, file=sys.stderr)
+    show(record)
+
+
+def write(record: dict, path: Path) -> None:
+    """The record, after each heat: what is there is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8")
+
+
+def show(record: dict) -> None:
+    """The table and what it comes to."""
+    if rows := record.get("table"):
+        print("matrix products, GFLOP/s:", record["matrix_products"])
+        head = "target/s", "source/s", "pace", "of peak", "start s"
+        print(f"{'':58}" + "".join(f"{title:>10}" for title in head))
+        for row in sorted(rows, key=lambda row: -row["pace"]):
+            values = (
+                row["target_tokens_per_second"],
+                row["source_tokens_per_second"],
+                f"{row['pace']:.2f}",
+                f"{row['of_matrix_products']:.0%}",
+                row["start"],
+            )
+            print(f"{name(row):58}" + "".join(f"{value:>10}" for value in values))
+        mine = [row for row in rows if row["system"] == "this package"]
+        others = [row for row in rows if "this package" not in row["system"]]
+        for words, keep in (("as they come", False), ("freed memory kept", True)):
+            best = [
+                max((r for r in side if keep or not r["keep"]), key=lambda r: r["pace"])
+                for side in (mine, others)
+            ]
+            ratio = best[0]["pace"] / best[1]["pace"]
+            print(f"{words}: {name(best[0])} {ratio:.2f} times {name(best[1])}")
+    if curves := record.get("curves"):
+        print(
+            "float32 over the seeds, spread of the last loss:", curves["float32_spread"]
+        )
+        print("bfloat16 minus float32, by seed:", curves["bfloat16_minus_float32"])
+
+
+if __name__ == "__main__":
+    main()
