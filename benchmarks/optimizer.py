@@ -1,13 +1,14 @@
-"""Train small models with other peaks, widths, β2 and ε; write the record of §5.3.
+"""Train small models with other peaks, widths, β2 and ε; write the records of §5.3.
 
-    python benchmarks/optimizer.py
+    python benchmarks/optimizer.py adam
+    python benchmarks/optimizer.py widths
 
-English to German of the embedded corpus, a word a token, every batch new. Two parts.
-In the first, three widths are trained at four peaks each, multiples of the peak that
-Eq. 3 gives that width with the paper's warm-up. In the second, Adam's β2 and ε change.
-Three seeds; initial weights and batches of a seed are the same
-in every run of a width. About ten minutes on one core; a command that is
-broken off goes on where it stopped. Writes book/records/optimizer.json (--record).
+English to German of the embedded corpus, a word a token, every batch new. `adam`
+changes Adam's β2 and ε. `widths` trains three widths at four peaks each, multiples of
+the peak that Eq. 3 gives that width with the paper's warm-up. Three seeds; the initial
+weights and the batches of a seed are the same in every run of a part and a width. Five
+minutes on one core each; a command that is broken off goes on where it stopped. Writes
+book/records/adam.json or widths.json (--record).
 """
 
 import argparse
@@ -97,10 +98,12 @@ DECADES = range(-12, 0)  # -9: from 1e-9 to 1e-8; -12 holds all below, zeros too
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--record", type=Path, default=ROOT / "book" / "records" / "optimizer.json"
-    )
+    parser.add_argument("part", choices=("adam", "widths"))
+    parser.add_argument("--record", type=Path)
     arguments = parser.parse_args()
+    part = arguments.part
+    record = arguments.record or ROOT / "book" / "records" / f"{part}.json"
+    max_tokens = {"adam": ADAM_TOKENS, "widths": WIDTH_TOKENS}[part]
     torch.set_num_threads(1)
     ids = vocabulary()
     vocab_size = 4 + len(ids)
@@ -108,7 +111,7 @@ def main() -> None:
     held_out = length_batches(held_out, ADAM_TOKENS, 0)
 
     @functools.cache
-    def trained_on(seed: int, max_tokens: int) -> list[Batch]:
+    def trained_on(seed: int) -> list[Batch]:
         return length_batches(numbered(sentences(TRAIN, seed), ids), max_tokens, seed)
 
     def run(
@@ -123,9 +126,7 @@ def main() -> None:
         # Eq. 3 with the short warm-up, its peak that of the paper's times `multiple`
         scale = multiple * (WARMUP / PAPER_WARMUP) ** 0.5
         losses, seen = [], Counter()
-        max_tokens = ADAM_TOKENS if steps == ADAM_STEPS else WIDTH_TOKENS
-        order = trained_on(seed, max_tokens)[:steps]
-        for step, batch in enumerate(order, start=1):
+        for step, batch in enumerate(trained_on(seed)[:steps], start=1):
             adam.param_groups[0]["lr"] = scale * learning_rate(step, d_model, WARMUP)
             logits = model(batch.src, batch.tgt)
             total = label_smoothed_cross_entropy(logits, batch.labels, 0.0, 0)
@@ -158,17 +159,18 @@ def main() -> None:
         | {"eps": eps, "steps": ADAM_STEPS}
         for beta_2, eps in ADAMS
     ]
-    cases = [case | {"seed": seed} for case in adams + widths for seed in SEEDS]
+    chosen = {"adam": adams, "widths": widths}[part]
+    cases = [case | {"seed": seed} for case in chosen for seed in SEEDS]
     contents = {
         "seeds": SEEDS,
         "warmup": WARMUP,
-        "max_tokens": {"widths": WIDTH_TOKENS, "adam": ADAM_TOKENS},
+        "max_tokens": max_tokens,
         "shape": SHAPE,
         "held_out": HELD_OUT,
         "rare_share": RARE,
-        "runs": run_all(cases, run, arguments.record),
+        "runs": run_all(cases, run, record),
     }
-    write_record(arguments.record, "python benchmarks/optimizer.py", contents)
+    write_record(record, f"python benchmarks/optimizer.py {part}", contents)
 
 
 if __name__ == "__main__":
