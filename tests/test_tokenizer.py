@@ -1,6 +1,7 @@
 """Sub-word pieces: notebooks/5_1_sub_words.ipynb, `tokenizer`."""
 
 import copy
+import importlib
 import io
 import math
 import multiprocessing
@@ -10,6 +11,7 @@ import struct
 import subprocess
 import sys
 from itertools import chain, product
+from pathlib import Path
 
 import pytest
 import sentencepiece
@@ -284,6 +286,14 @@ def test_merges_of_texts_full_of_ties():
         lines = ["".join(rng.choices(alphabet, k=20)) for _ in range(4)]
         ours = ["".join(pair) for pair in learn_merges(lines, 10**6)]
         assert ours == library_pieces(lines)[: len(ours)], lines
+
+
+def test_the_benchmark_s_faster_merges_are_the_same(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent)
+    learn_quickly = importlib.import_module("benchmarks.sub_words").learn_quickly
+    for lines in (grammar_lines(40, 8, "german"), ["aaab aab aaaa"] * 3):
+        merges = ["".join(pair) for pair in learn_merges(lines, 10**6)]
+        assert learn_quickly(lines, len(merges)) == merges
 
 
 def test_merges_applied_are_sentencepiece_s_cut():
