@@ -2,9 +2,9 @@
 
     python benchmarks/beam_places.py --model runs/en-de
 
-translates val of Multi30k with a beam of 4 and α = 0.6, once as `search` does it, where
-an ended hypothesis keeps its place, and once with the beam kept full of unfinished ones,
-as in the code released with the paper. Prints both and writes
+translates val of Multi30k with a beam of 4 and α = 0.6: once as `search` does it,
+where an ended hypothesis keeps its place, and once with a beam that is always full of
+unfinished ones, as in the code released with the paper. Prints both and writes
 book/records/beam_places_multi30k.json. One core takes about a minute.
 """
 

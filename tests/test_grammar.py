@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import re
 from collections import Counter
-from time import perf_counter
+from time import process_time
 
 import pytest
 import torch
@@ -629,6 +629,7 @@ def test_a_corpus_that_is_there_is_left_alone(tmp_path):
 
 
 def test_it_is_fast():
-    start = perf_counter()
-    assert len(list(generate(6000, seed=21))) == 6000
-    assert 6000 / (perf_counter() - start) > 1500
+    """In processor time, which nobody else on the machine takes; 30,000 if it idles."""
+    start = process_time()
+    assert sum(1 for _ in generate(20_000, seed=21)) == 20_000
+    assert 20_000 / (process_time() - start) > 8000
