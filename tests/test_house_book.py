@@ -27,7 +27,7 @@ LOOK = """
                     .map((e) => e.textContent.slice(0, 60)),
     errors: [...document.querySelectorAll("mjx-merror, [data-mml-node=merror]")]
                     .map((e) => e.closest(".math")?.textContent.slice(0, 60)),
-    leftovers: (document.querySelector("main").innerText.match(/#\\| ?\\w+/g) || []),
+    leftovers: (document.querySelector("main").innerText.match(/^#\\| ?\\w+/gm) || []),
     broken: images.filter((e) => !(e.complete && e.naturalWidth))
                     .map((e) => e.src),
     mute: images.filter((e) => !e.alt).map((e) => e.src),
