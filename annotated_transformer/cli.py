@@ -128,6 +128,9 @@ def add_train(command: argparse.ArgumentParser) -> None:
         flag, text = "--" + field.replace("_", "-"), f"default: {defaults}"
         command.add_argument(flag, type=positive, metavar="N", help=text)
     command.add_argument("--dropout", type=float, help="default: big 0.3, others 0.1")
+    for field in SHAPE:
+        flag, text = "--" + field.replace("_", "-"), "default: that of --config"
+        command.add_argument(flag, type=positive, metavar="N", help=text)
     for field, kind, text in OPTIONS:
         flag = "--" + field.replace("_", "-")
         if kind is bool:
@@ -143,6 +146,7 @@ def add_train(command: argparse.ArgumentParser) -> None:
     )
 
 
+SHAPE = "d_model", "n_layers", "n_heads", "d_ff"  # of the model, where it is another
 OPTIONS = [  # of a training run, for each configuration the same
     ("max_steps", positive, "end after so many steps (then --epochs counts if given)"),
     ("accumulation", positive, "batches in a step, over all processes (default: 1)"),
@@ -453,7 +457,8 @@ def settings(arguments: argparse.Namespace) -> tuple[TransformerConfig, Training
     if arguments.max_steps is not None and arguments.epochs is None:
         run["epochs"] = None
     make = getattr(TransformerConfig, arguments.config)
-    changes = {} if arguments.dropout is None else {"dropout": arguments.dropout}
+    given = {name: getattr(arguments, name) for name in ("dropout", *SHAPE)}
+    changes = {name: value for name, value in given.items() if value is not None}
     return make(run.pop("vocab_size"), **changes), TrainingConfig(**run)
 
 

@@ -237,6 +237,14 @@ def test_epochs_or_steps(given, epochs, max_steps):
     assert (training.epochs, training.max_steps) == (epochs, max_steps)
 
 
+def test_every_shape_reaches_the_model():
+    command = "train --corpus farm --source en --target de --out run --vocab-size 99 "
+    command += "--d-model 24 --n-layers 5 --n-heads 6 --d-ff 7 --dropout 0.25"
+    config, _ = cli.settings(cli.build_parser().parse_args(command.split()))
+    shape = {"d_model": 24, "n_layers": 5, "n_heads": 6, "d_ff": 7, "dropout": 0.25}
+    assert config == TransformerConfig.tiny(99, **shape)
+
+
 def test_every_setting_reaches_the_run():
     command = "train --corpus farm --source en --target de --out run --max-tokens 9 "
     command += "--epochs 2 --warmup 3 --accumulation 4 --smoothing 0.2 --seed 5 "
