@@ -37,7 +37,7 @@ from .corpora import (
     PUBLIC,
     cache_folder,
     decode_lines,
-    find_file,
+    find_split,
     load_pairs,
 )
 from .evaluation import bleu
@@ -359,8 +359,7 @@ def ready(corpus: str, source: str, target: str) -> str:
     """The corpus as `load_pairs` takes it, with the files of the training there."""
     folder = corpus_folder(corpus)
     for split in ("train", "val"):
-        for language in (source, target):
-            find_file(folder, f"{split}.{language}")
+        find_split(folder, source, target, split)
     return folder
 
 
