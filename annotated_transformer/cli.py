@@ -2,12 +2,15 @@
 """The command `annotated-transformer`: train, translate, evaluate (appendix)."""
 
 import argparse
+import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
 import platform
 import shlex
+import shutil
 import signal
 import sys
 import tempfile
@@ -26,15 +29,11 @@ from tqdm import tqdm
 
 import annotated_transformer
 
-from .batching import Pair, TokenBatches
-from .checkpoints import (
-    METRICS,
-    check_settings,
-    checkpoints,
-    read_state,
-)
+from .batching import TokenBatches
+from .checkpoints import METRICS, checkpoints, last_state
 from .corpora import (
     PUBLIC,
+    Split,
     cache_folder,
     decode_lines,
     find_split,
@@ -43,12 +42,14 @@ from .corpora import (
 from .evaluation import bleu
 from .grammar import write_corpus
 from .model import Transformer, TransformerConfig
+from .token_arrays import TokenArrays, corpus_key, tokenize_once
 from .tokenizer import Tokenizer
 from .training import (
     TrainingConfig,
     cost,
     process_group,
     processes,
+    require_work,
     run_settings,
     shared,
     train,
@@ -70,6 +71,8 @@ RUNS = {
     "base": {"vocab_size": 37000, "max_tokens": 25000, "epochs": 10, "warmup": 4000},
     "big": {"vocab_size": 37000, "max_tokens": 25000, "epochs": 10, "warmup": 4000},
 }
+LINES = 2_000_000  # at most, that the pieces are learned from
+LARGE = 1 << 26  # bytes of a corpus that several processes tokenise
 EMBEDDED = {"n_train": 30_000, "n_val": 1000, "n_test": 1000}  # sentences in its splits
 
 
@@ -149,7 +152,7 @@ def add_train(command: argparse.ArgumentParser) -> None:
 SHAPE = "d_model", "n_layers", "n_heads", "d_ff"  # of the model, where it is another
 OPTIONS = [  # of a training run, for each configuration the same
     ("max_steps", positive, "end after so many steps (then --epochs counts if given)"),
-    ("accumulation", positive, "batches in a step, over all processes (default: 1)"),
+    ("accumulation", positive, "batches in a step (default: one for each process)"),
     ("smoothing", float, "of the labels (default: 0.1)"),
     ("seed", int, "default: 0"),
     ("bfloat16", bool, "matrix products in bfloat16"),
@@ -211,23 +214,21 @@ def say(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 
 
-def unfinished(out: Path, settings: dict) -> Path | None:
-    """The last checkpoint of the run in a folder; None where a new one can begin.
+def unfinished(out: Path, settings: dict) -> tuple[Path | None, int]:
+    """The last checkpoint of the run in a folder, and its step; a new one: None, 0.
 
-    Raises ValueError where the run there is finished or has other settings, and where
-    a new one would overwrite something.
+    Raises ValueError where the run there is finished, has other settings or cannot go
+    on, and where a new one would overwrite something.
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is not a folder")
     if read_record(out).get("finished"):
         raise ValueError(f"{out} already holds a finished run: choose another --out")
-    if found := checkpoints(out):
-        check_settings(found[-1], settings)
-        return found[-1]
     for name in (WEIGHTS, CONFIG, TOKENIZER, *METRICS, RECORD):
-        if (out / name).exists():
+        if (out / name).exists() and not checkpoints(out):
             raise ValueError(f"{out} already holds {name}: choose another --out")
-    return None
+    found, progress = last_state(out, settings)
+    return found, progress.step
 
 
 def read_record(out: Path) -> dict:
@@ -239,14 +240,27 @@ def read_record(out: Path) -> dict:
     return record if isinstance(record, dict) else {}
 
 
-def prepare_out(out: Path) -> None:
-    """Make the folder. Raises OSError where nothing can be written to it."""
+@contextlib.contextmanager
+def written_to(out: Path) -> Iterator[None]:
+    """Let an OSError inside name the folder that could not be written to."""
     try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"cannot write to {out}: {reason}") from None
+
+
+def prepare_out(out: Path) -> None:
+    """Make the folder, without what was half saved when a run there was killed.
+
+    Raises OSError where nothing can be written to it.
+    """
+    with written_to(out):
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass
-    except OSError as error:
-        raise OSError(f"cannot write to {out}: {error.strerror}") from None
+        for half in out.glob(".saving-*"):
+            shutil.rmtree(half)
 
 
 def corpus_folder(name: str) -> str:
@@ -266,36 +280,37 @@ def corpus_folder(name: str) -> str:
 
 
 def make_batches(
-    split: str,
-    text: tuple[list[str], list[str]],
+    name: str,
+    languages: tuple[str, str],
+    split: Split,
     tokenizer: Tokenizer,
     longest: int,
     training: TrainingConfig,
 ) -> TokenBatches:
-    """Batches of a split; says how many pairs it leaves out, and why.
+    """Batches of a split, tokenised once and for all; says which pairs it leaves out.
 
     longest: tokens that either side of a pair may have, eos counted.
     Raises ValueError where no pair is left.
     """
-    pairs: list[Pair] = []
-    empty = too_long = 0
-    for source, target in zip(*text, strict=True):
-        pair = tokenizer.encode(source), tokenizer.encode(target)
-        if not (source.strip() and target.strip()):
-            empty += 1
-        elif max(map(len, pair)) + 1 > longest:
-            too_long += 1
-        else:
-            pairs.append(pair)
-    reasons = [f"{empty} with an empty side"] if empty else []
-    if too_long:
-        reasons.append(f"{too_long} with a side of more than {longest} tokens")
-    left_out = f"{split}: left out {empty + too_long} of {len(text[0])} pairs, "
-    left_out += " and ".join(reasons)
-    if not pairs:
-        raise ValueError(f"{left_out}; none remains")
-    if reasons:
-        say(left_out)
+
+    def tokenize() -> Path:
+        folder = cache_folder() / "tokens"
+        key = " ".join((name, *languages, corpus_key(split.files)))
+        large = sum(path.stat().st_size for path in split.files) > LARGE
+        workers = (os.cpu_count() or 1) if large else 1
+        lines = split.stream()
+        return tokenize_once(lines, tokenizer, longest, folder, key, workers).folder
+
+    try:
+        pairs = TokenArrays(shared(tokenize))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    left_out = pairs.header["left_out"]
+    if any(left_out.values()):
+        say(
+            f"{name}: left out {left_out['empty']} pairs with an empty side, "
+            f"{left_out['too_long']} with one of more than {longest} tokens"
+        )
     special = tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id
     return TokenBatches(pairs, training.max_tokens, *special, training.seed)
 
@@ -304,9 +319,8 @@ def run_train(arguments: argparse.Namespace) -> None:
     """Train in this process, or in all those that `torchrun` started."""
     if arguments.device.type == "cuda" and "LOCAL_RANK" in os.environ:
         arguments.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    config, training = settings(arguments)
     with process_group(arguments.device, arguments.timeout):
-        learn(arguments, config, training)
+        learn(arguments, *settings(arguments))
 
 
 def learn(
@@ -317,22 +331,28 @@ def learn(
     languages = arguments.source, arguments.target
     about = dict(zip(("source", "target"), languages, strict=True))
     about["corpus"] = arguments.corpus
-    found = shared(lambda: unfinished(out, about | run_settings(config, training)))
+    same = about | run_settings(config, training)
+    found, _ = shared(lambda: unfinished(out, same))
     corpus = shared(lambda: ready(arguments.corpus, *languages))
-    train_text = load_pairs(corpus, *languages, "train")
+    splits = {name: find_split(corpus, *languages, name) for name in ("train", "val")}
     val_text = load_pairs(corpus, *languages, "val")
     shared(lambda: prepare_out(out))
-    tokenizer = Tokenizer(shared(lambda: pieces(out, found, train_text, config)))
+    tokenizer = Tokenizer(shared(lambda: pieces(found, splits["train"], config)))
 
-    options = tokenizer, min(config.max_length, training.max_tokens), training
-    batches = make_batches("train", train_text, *options)
-    validation = make_batches("val", val_text, *options)
+    longest = min(config.max_length, training.max_tokens)
+    batches, validation = (
+        make_batches(name, languages, split, tokenizer, longest, training)
+        for name, split in splits.items()
+    )
     torch.manual_seed(training.seed)
     model = Transformer(config).to(arguments.device)
     translator = Translator(model, tokenizer)
     val_lines = list(checked(translator, val_text[0], f"val.{arguments.source}"))
+    require_work(model, batches, training)
+    same |= run_settings(config, training, batches)
+    found, done = shared(lambda: unfinished(out, same))
     shared(lambda: keep_pieces(out, tokenizer))
-    announce(model, batches, training, arguments.device, found)
+    announce(model, batches, training, arguments.device, found, done)
     started -= read_record(out).get("seconds", 0.0) if found else 0.0
 
     def score(model: Transformer) -> dict:
@@ -347,7 +367,8 @@ def learn(
         data = batches, validation, training, score, out, about
         for result in train(model, *data, stop=signals.came):
             if result["best"]:
-                translator.save_pretrained(out)
+                with written_to(out):
+                    translator.save_pretrained(out)
             record(finished=False)
             say(describe_validation(result, training.steps(len(batches))))
     if processes()[0] == 0:
@@ -363,24 +384,22 @@ def ready(corpus: str, source: str, target: str) -> str:
     return folder
 
 
-def pieces(
-    out: Path,
-    found: Path | None,
-    text: tuple[list[str], list[str]],
-    config: TransformerConfig,
-) -> bytes:
+def pieces(found: Path | None, split: Split, config: TransformerConfig) -> bytes:
     """The model of the tokenizer: that of the run which goes on, or a new one."""
     if found:
         return Tokenizer.load(found.with_name(TOKENIZER)).model
-    return Tokenizer.train(text[0] + text[1], config.vocab_size).model
+    sides = ((pair[side] for pair in split.stream()) for side in (0, 1))
+    lines = itertools.chain.from_iterable(sides)
+    return Tokenizer.train(lines, config.vocab_size, max_lines=LINES).model
 
 
 def keep_pieces(out: Path, tokenizer: Tokenizer) -> None:
     """Write the tokenizer beside the checkpoints, if it is not there already."""
     path = out / "checkpoints" / TOKENIZER
-    path.parent.mkdir(exist_ok=True)
-    if not path.exists() or path.read_bytes() != tokenizer.model:
-        tokenizer.save(path)
+    with written_to(path.parent):
+        path.parent.mkdir(exist_ok=True)
+        if not path.exists() or path.read_bytes() != tokenizer.model:
+            tokenizer.save(path)
 
 
 def announce(
@@ -389,10 +408,13 @@ def announce(
     training: TrainingConfig,
     where: torch.device,
     found: Path | None,
+    done: int,
 ) -> None:
-    """Say what the run is, what it costs, and where it goes on if it does."""
+    """Say what the run is, what it costs, and where it goes on if it does.
+
+    found, done: the checkpoint to go on from, and its step.
+    """
     expected = cost(model, batches, training)
-    done = read_state(found)[0].step if found else 0
     seconds = expected.seconds * (1 - done / expected.steps)
     _, world = processes()
     say(
@@ -434,7 +456,9 @@ class Signals:
         if self.seen is not None:
             raise KeyboardInterrupt
         self.seen = number
-        say("stopping after this step; once more to stop at once")
+        # A line may be on its way through sys.stderr, which cannot be entered twice.
+        with contextlib.suppress(OSError):
+            os.write(2, b"stopping after this step; once more to stop at once\n")
 
     def came(self) -> bool:
         """Whether a signal came."""
@@ -449,7 +473,7 @@ class Signals:
 
 def settings(arguments: argparse.Namespace) -> tuple[TransformerConfig, TrainingConfig]:
     """The shape of the model and how it is trained, both checked."""
-    run = dict(RUNS[arguments.config])
+    run = {"accumulation": processes()[1], **RUNS[arguments.config]}
     for name in ("vocab_size", *(field.name for field in fields(TrainingConfig))):
         if getattr(arguments, name, None) is not None:
             run[name] = getattr(arguments, name)
@@ -536,8 +560,9 @@ def write_record(
     }
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
     scratch = arguments.out / f".{RECORD}"  # a record is whole or not there
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, arguments.out / RECORD)
+    with written_to(arguments.out):
+        scratch.write_text(text, encoding="utf-8")
+        os.replace(scratch, arguments.out / RECORD)
 
 
 def checked(translator: Translator, lines: Iterable[str], name: str) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """The command line: what it writes, what it refuses, and how it says so."""
 
+import gzip
 import io
 import itertools
 import json
@@ -13,7 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from annotated_transformer import Transformer, TransformerConfig, Translator, cli
+from annotated_transformer import (
+    Transformer,
+    TransformerConfig,
+    Translator,
+    cli,
+    corpora,
+)
 from annotated_transformer.tokenizer import Tokenizer
 
 ADJECTIVES = {"red": "roter", "old": "alter"}
@@ -50,6 +57,14 @@ def contents(folder):
     """Every file in a folder with its bytes."""
     files = [path for path in Path(folder).iterdir() if path.is_file()]
     return {path.name: path.read_bytes() for path in files}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """A folder for what is made once: token arrays, the embedded corpus."""
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("ANNOTATED_TRANSFORMER_CACHE", str(folder))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -196,11 +211,32 @@ def test_pairs_left_out_are_counted(run, tmp_path, monkeypatch):
     )
     code, out, err = run(*train_arguments(corpus, tmp_path / "run"))
     message = (
-        "train: left out 3 of 24 pairs, 2 with an empty side"
-        " and 1 with a side of more than 100 tokens\n"
+        "train: left out 2 pairs with an empty side, 1 with one of more than 100"
+        " tokens\n"
     )
     assert code == 0 and message in err and "val: left out" not in err
     assert json.loads((tmp_path / "run/record.json").read_text())["pairs"] == 21
+
+
+def test_a_public_corpus_is_tokenised_once(run, tmp_path, monkeypatch):
+    """Tatoeba from one table; again for the other direction, not for another run."""
+    monkeypatch.setenv("ANNOTATED_TRANSFORMER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ANNOTATED_TRANSFORMER_DATA", str(tmp_path))
+    monkeypatch.setattr(corpora, "HELD_OUT", {"de": (2, 2)})
+    monkeypatch.setattr(cli, "train", fake_training([1.0]))
+    folder = tmp_path / "tatoeba_deu"
+    folder.mkdir()
+    table = "".join(map("{}\t{}\tCC-BY\n".format, ENGLISH, GERMAN))
+    (folder / "pairs.tsv.gz").write_bytes(gzip.compress(table.encode()))
+    made = []
+    for number, languages in enumerate((("en", "de"), ("en", "de"), ("de", "en"))):
+        out = tmp_path / str(number)
+        source, target = zip(("--source", "--target"), languages, strict=True)
+        command = ["train", "--corpus", "tatoeba", *source, *target, *QUICK]
+        assert run(*command, "--out", out)[0] == 0
+        assert json.loads((out / "record.json").read_text())["pairs"] == 20
+        made.append(len(list((tmp_path / "cache/tokens").iterdir())))
+    assert made == [2, 2, 4]  # train and val
 
 
 def test_the_embedded_corpus_is_made_once(run, tmp_path, monkeypatch):
@@ -215,7 +251,7 @@ def test_the_embedded_corpus_is_made_once(run, tmp_path, monkeypatch):
         assert record["corpus"] == "embedded" and record["pairs"] == 200
         if out == "a":
             monkeypatch.setattr(cli, "write_corpus", None)  # not again
-    (folder,) = (tmp_path / "cache").iterdir()
+    (folder,) = (tmp_path / "cache").glob("embedded-*")
     assert len(os.listdir(folder)) == 9
     command = ["evaluate", "--model", tmp_path / "a", "--corpus", "embedded"]
     code, out, err = run(*command, "--split", "test")
@@ -376,7 +412,7 @@ TRAIN = {
     "no batches": ({"accumulation": "0"}, 2, "--accumulation: '0' is not a positive"),
     "pieces, too many": ({"vocab-size": "9999"}, 1, "cannot learn 9999 pieces"),
     "pieces, too few": ({"vocab-size": "200"}, 1, "cannot learn 200 pieces"),
-    "no room for a pair": ({"max-tokens": "2"}, 1, "none remains"),
+    "no room for a pair": ({"max-tokens": "2"}, 1, "train: no pair is left"),
     "unknown argument": ({"gpu": "1"}, 2, "unrecognized arguments: --gpu 1"),
 }
 
@@ -406,7 +442,7 @@ SPLITS = {
     "empty file": ({"train_en": b"", "train_de": b""}, ["train.en is empty"]),
     "nothing but gaps": (
         {"train_en": b"A dog.\n\n", "train_de": b"\nEin Hund.\n"},
-        ["train: left out 2 of 2 pairs, 2 with an empty side; none remains"],
+        ["train: no pair is left: 2 have an empty side, 0 one of more than"],
     ),
     "too long to validate": (
         {"val_en": b"dog " * 9000 + b"\n", "val_de": b"Hund\n"},
@@ -576,6 +612,28 @@ def test_an_interrupt_is_quiet_and_leaves_the_best_so_far(corpus, tmp_path):
     assert said[2].startswith(b"epoch 1 ") and b"Traceback" not in b"".join(said)
     Translator.from_pretrained(tmp_path / "run")
     assert sorted(os.listdir(tmp_path / "run")) == ["checkpoints", *FILES]
+
+
+def test_an_interrupt_in_the_middle_of_a_line_is_only_noted(monkeypatch):
+    class Interrupted(io.RawIOBase):
+        lines = []
+
+        def writable(self):
+            return True
+
+        def write(self, data):
+            if not self.lines:
+                signal.raise_signal(signal.SIGINT)
+            self.lines.append(bytes(data))
+            return len(data)
+
+    stream = io.TextIOWrapper(io.BufferedWriter(Interrupted()))
+    monkeypatch.setattr(sys, "stderr", stream)
+    with pytest.raises(SystemExit) as end, cli.Signals() as signals:
+        assert not signals.came()
+        cli.say("epoch 1")
+        assert signals.came()
+    assert end.value.code == 130 and Interrupted.lines == [b"epoch 1\n"]
 
 
 @pytest.mark.slow
