@@ -20,6 +20,7 @@ __all__ = [
     "read_state",
     "read_tensors",
     "check_settings",
+    "last_state",
     "RunFolder",
 ]
 
@@ -88,10 +89,18 @@ def read_state(path: Path) -> tuple[Progress, dict]:
 
 
 def read_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Copy a checkpoint's tensors into these, which have the same names and shapes."""
+    """Copy a checkpoint's tensors into these, by name.
+
+    Raises ValueError, naming both, where one is not there or has another shape.
+    """
     with safe_open(path, "pt") as file, torch.no_grad():
+        there = set(file.keys())
         for name, tensor in tensors.items():
-            tensor.copy_(file.get_tensor(name))
+            saved = file.get_tensor(name) if name in there else None
+            if saved is None or saved.shape != tensor.shape:
+                shape = "no" if saved is None else f"a {tuple(saved.shape)}"
+                raise ValueError(f"{path} has {shape} tensor {name}")
+            tensor.copy_(saved)
 
 
 def check_settings(path: Path, settings: dict) -> None:
@@ -111,6 +120,26 @@ def check_settings(path: Path, settings: dict) -> None:
 METRICS = "steps.jsonl", "training.jsonl"  # a line a step; a line a validation
 
 
+def last_state(folder: Path, settings: dict) -> tuple[Path | None, Progress]:
+    """The latest checkpoint of the run in a folder, and where that run was.
+
+    Without a checkpoint: None, and the beginning. Raises ValueError, naming the file,
+    where a run with these settings cannot go on from there or begin there.
+    """
+    latest, progress = None, Progress(sizes=dict.fromkeys(METRICS, 0))
+    for latest in checkpoints(folder)[-1:]:
+        check_settings(latest, settings)
+        progress, _ = read_state(latest)
+    for name, size in progress.sizes.items():
+        path = folder / name
+        there = path.stat().st_size if path.exists() else 0
+        if there and not latest:
+            raise ValueError(f"{path} is there already, without a checkpoint")
+        if there < size:
+            raise ValueError(f"{path} is cut: {there} of {size} bytes are left")
+    return latest, progress
+
+
 class RunFolder:
     """The files of one run. One process opens them, once.
 
@@ -125,18 +154,12 @@ class RunFolder:
         """Go on from the latest checkpoint, or write the first one.
 
         tensors: filled from the checkpoint. The metrics are cut back to where they
-        were when it was written. Raises ValueError, and changes nothing, where the
-        checkpoint cannot be read or is of another run; OSError where a file cannot be
-        written.
+        were when it was written. Raises ValueError, and changes nothing, where
+        `last_state` does; OSError where a file cannot be written.
         """
-        latest = checkpoints(self.folder)[-1:]
+        latest, progress = last_state(self.folder, self.settings)
         if latest:
-            check_settings(*latest, self.settings)
-            progress, _ = read_state(*latest)
-            read_tensors(*latest, tensors)
-        else:
-            progress = Progress(sizes=dict.fromkeys(METRICS, 0))
-        self._check_metrics(progress, fresh=not latest)
+            read_tensors(latest, tensors)
         for name, size in progress.sizes.items():
             if (self.folder / name).exists():
                 os.truncate(self.folder / name, size)
@@ -148,15 +171,6 @@ class RunFolder:
         if not latest:
             self.save(tensors, progress)
         return progress
-
-    def _check_metrics(self, progress: Progress, fresh: bool) -> None:
-        for name, size in progress.sizes.items():
-            path = self.folder / name
-            there = path.stat().st_size if path.exists() else 0
-            if fresh and there:
-                raise ValueError(f"{path} is there already, without a checkpoint")
-            if there < size:
-                raise ValueError(f"{path} is cut: {there} of {size} bytes are left")
 
     def save(self, tensors: dict[str, Tensor], progress: Progress) -> None:
         """Write a checkpoint; only then remove those that need not stay."""

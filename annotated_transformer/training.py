@@ -222,16 +222,16 @@ def update(
     gradient's norm; where one of them is not finite, nothing moves, and never again.
     """
     together = isinstance(objective, DistributedDataParallel)
-    world = processes()[1] if together else 1
+    share = 1 / max(tokens, 1)
+    if together:
+        share *= processes()[1]  # the gradients are averaged over the processes
     adam.zero_grad()
     total = torch.zeros_like(adam.found_inf)
     for left, (seed, batch) in zip(reversed(range(len(batches))), batches, strict=True):
         torch.manual_seed(seed)
         with objective.no_sync() if together and left else contextlib.nullcontext():
             loss = batch_loss(objective, batch, bfloat16)
-            (
-                loss * (world / max(tokens, 1))
-            ).backward()  # the mean over `world` follows
+            (loss * share).backward()
         total += loss.detach()
     if together:
         dist.all_reduce(total)
@@ -317,8 +317,8 @@ def process_group(device: torch.device, timeout: float = 30.0) -> Iterator[None]
     if device.type == "cuda":
         backend = "nccl"
         torch.cuda.set_device(device)
-    dist.init_process_group(backend, timeout=timedelta(minutes=timeout))
     try:
+        dist.init_process_group(backend, timeout=timedelta(minutes=timeout))
         yield
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
@@ -327,7 +327,8 @@ def process_group(device: torch.device, timeout: float = 30.0) -> Iterator[None]
             f"lost another process: it has ended, or was silent for {timeout:g} minutes"
         ) from error
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def shared(make: Callable[[], Any]) -> Any:
@@ -392,10 +393,22 @@ def run_tensors(model: Transformer, adam: torch.optim.Adam) -> dict[str, Tensor]
 OF_SAVING = "checkpoint_every", "checkpoint_minutes", "keep"  # the curve does not care
 
 
-def run_settings(model: TransformerConfig, config: TrainingConfig) -> dict:
-    """What decides a run's curve, data and machine apart, in values that JSON has."""
+def run_settings(
+    model: TransformerConfig,
+    config: TrainingConfig,
+    batches: TokenBatches | None = None,
+) -> dict:
+    """What decides a run's curve, the machine apart, in values that JSON has.
+
+    batches: where they are known already; of the data, their number and tokens count.
+    """
     settings = {**asdict(config), **model.to_dict()}
-    return {name: value for name, value in settings.items() if name not in OF_SAVING}
+    for name in OF_SAVING:
+        del settings[name]
+    if batches is not None:
+        settings["batches"] = len(batches)
+        settings["target tokens"] = batches.target_tokens(slice(None))
+    return settings
 
 
 def open_folder(
@@ -558,12 +571,7 @@ def train(
     an_epoch, last = config.steps_an_epoch(len(batches)), config.steps(len(batches))
     adam = make_adam(model, config)
     tensors = run_tensors(model, adam)
-    settings = {
-        **(about or {}),
-        **run_settings(model.config, config),
-        "batches": len(batches),
-        "target tokens": batches.target_tokens(slice(None)),
-    }
+    settings = {**(about or {}), **run_settings(model.config, config, batches)}
     files, progress = open_folder(folder, settings, config.keep, tensors)
     objective = wrap(model, config)
     bar = progress_bar(progress.step, last)
