@@ -278,11 +278,12 @@ def describe_samples(train, val) -> list[dict]:
 
 
 STREAM_CODE = f"""
-import json, resource, sys, time
+import json, sys, time
 sys.path[:0] = sys.argv[1:]
 from annotated_transformer.tokenizer import sample_lines
-def memory():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def memory():  # not getrusage's, which begins with that of the process before exec
+    status = open("/proc/self/status").read()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 before, start = memory(), time.process_time()
 kept = sample_lines((f"{{i:070}}" for i in range({STREAM})), {KEPT})
 seconds = time.process_time() - start
