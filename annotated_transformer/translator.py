@@ -2,33 +2,44 @@
 """A model and its tokenizer as one thing that translates, saves and loads (§6.1)."""
 
 import json
+import math
 import os
+import random
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields
+from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .batching import pad
+from .checkpoints import checkpoints, read_state
+from .corpora import stream_lines
 from .decoding import (
     Hypothesis,
     beam_search,
     cross_attention_weights,
     greedy_search,
+    log_probability,
+    sample,
 )
 from .model import Transformer, TransformerConfig
 from .tokenizer import Tokenizer
 
 __all__ = [
+    "shipped_models",
+    "find_model",
     "Translation",
     "Attention",
     "Translator",
     "average_weights",
+    "last_checkpoints",
     "average_pretrained",
 ]
 
@@ -57,15 +68,53 @@ def _write(directory: Path, files: dict[str, bytes]) -> None:
             os.replace(Path(scratch, name), directory / name)
 
 
-def _check_complete(directory: Path) -> None:
-    if not directory.is_dir():
-        raise ValueError(f"{directory}: no such folder")
-    for name in (CONFIG, TOKENIZER, WEIGHTS):
-        if not (directory / name).is_file():
+def shipped_models() -> list[str]:
+    """The names of the models that ship with the package."""
+    folder = Path(str(files("annotated_transformer")), "models")
+    return sorted(path.parent.name for path in folder.glob(f"*/{WEIGHTS}"))
+
+
+def find_model(name: str | Path) -> Path:
+    """A folder or a checkpoint: what has this path, or else ships under this name.
+
+    Raises ValueError where there is neither.
+    """
+    if (path := Path(name)).exists():
+        return path
+    if str(name) in (known := shipped_models()):
+        return Path(str(files("annotated_transformer")), "models", name)
+    ships = ", ".join(known) or "none"
+    raise ValueError(
+        f"{name}: no such folder, and no model that ships with the package ({ships})"
+    )
+
+
+class _Saved(NamedTuple):
+    """A model on the disk, its weights not read yet."""
+
+    weights: Path
+    config: TransformerConfig
+    tokenizer: Path
+    prefix: str = ""  # of the names that the weights have in their file
+
+
+def _open_model(name: str | Path) -> _Saved:
+    path = find_model(name)
+    if path.is_file():
+        _, settings = read_state(path)
+        known = {field.name for field in fields(TransformerConfig)}
+        values = {name: settings[name] for name in known & settings.keys()}
+        if not (path.with_name(TOKENIZER)).is_file():
+            raise ValueError(f"{path} has no {TOKENIZER} beside it")
+        config = TransformerConfig.from_dict(values)
+        return _Saved(path, config, path.with_name(TOKENIZER), "model.")
+    for part in (CONFIG, TOKENIZER, WEIGHTS):
+        if not (path / part).is_file():
             raise ValueError(
-                f"{directory} has no {name}: a model is a folder with {CONFIG}, "
+                f"{path} has no {part}: a model is a folder with {CONFIG}, "
                 f"{TOKENIZER} and {WEIGHTS}"
             )
+    return _Saved(path / WEIGHTS, _read_config(path / CONFIG), path / TOKENIZER)
 
 
 def _read_config(path: Path) -> TransformerConfig:
@@ -78,9 +127,13 @@ def _read_config(path: Path) -> TransformerConfig:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _read_weights(path: Path, model: Transformer) -> None:
+def _read_weights(saved: _Saved, model: Transformer) -> None:
+    """Fill a float32 model from a file in any float type."""
+    path, prefix = saved.weights, saved.prefix
     try:
-        weights = safetensors.torch.load_file(path)
+        with safe_open(path, "pt") as file:
+            names = [name for name in file.keys() if name.startswith(prefix)]
+            weights = {name[len(prefix) :]: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise ValueError(f"{path}: not a whole safetensors file") from error
     found = {name: tuple(value.shape) for name, value in weights.items()}
@@ -91,7 +144,10 @@ def _read_weights(path: Path, model: Transformer) -> None:
                 f"{path} does not fit {CONFIG}: {name} is {found.get(name, 'missing')}"
                 f" and should be {expected.get(name, 'absent')}"
             )
-    model.load_state_dict(weights)
+        if not weights[name].is_floating_point():
+            kind = str(weights[name].dtype).removeprefix("torch.")
+            raise ValueError(f"{path}: {name} is {kind}, and should be of a float type")
+    model.load_state_dict(weights)  # converts
 
 
 class Translation(NamedTuple):
@@ -147,7 +203,8 @@ class Translator:
         longest = min(one.config.max_length for one in models) - EXTRA_LENGTH
         if len(ids) > longest:
             raise ValueError(
-                f"{len(ids)} tokens, more than the {longest} the model takes"
+                f"{len(ids)} tokens, more than the {longest} the model takes: "
+                "give it one sentence a line"
             )
         return ids
 
@@ -157,19 +214,23 @@ class Translator:
         batch_size: int = 64,
         beam_size: int = 1,
         alpha: float = 0.6,
+        **conditions,
     ) -> list[str]:
         """Translations of lines, in their order; a blank line gives an empty one.
 
-        batch_size: sentences translated at a time, grouped by length. It decides time
-        and memory and, rounding of the last bit apart, nothing else. beam_size, alpha:
-        as `beam_search`; a beam of 1 is greedy search, where alpha means nothing.
+        lines: strings, from a list, an iterator, an open file; or the path of a file.
+        A line end at the end of one is not part of it. batch_size: sentences translated
+        at a time, grouped by length. It decides time and memory and, rounding of the
+        last bit apart, nothing else. beam_size, alpha: as `beam_search`; a beam of 1 is
+        greedy search, where alpha means nothing. conditions: min_length, prefixes, as
+        `n_best`.
         Raises ValueError, naming the line from 1, where one is too long; TypeError
         where lines is one string.
         """
-        if beam_size == 1 and not self.others:
+        if beam_size == 1 and not self.others and not conditions:
             outputs = self._in_batches(lines, batch_size, self._greedy)
             return ["" if ids is None else self._text(ids) for ids in outputs]
-        found = self.n_best(lines, 1, batch_size, beam_size, alpha)
+        found = self.n_best(lines, 1, batch_size, beam_size, alpha, **conditions)
         return [best.text for (best,) in found]
 
     def n_best(
@@ -190,12 +251,7 @@ class Translator:
         whole words; the pieces are those the tokenizer has for it. A blank line has one
         translation, which is empty. Two can differ in their pieces and not in the text.
         """
-        starts = None
-        if prefixes is not None:
-            lines = list(lines)
-            if len(prefixes) != len(lines):
-                raise ValueError(f"{len(prefixes)} prefixes for {len(lines)} lines")
-            starts = [self.tokenizer.encode(prefix) for prefix in prefixes]
+        lines, starts = self._with_starts(lines, prefixes)
 
         def search(src: Tensor, group: list[int]) -> list[list[Hypothesis]]:
             return beam_search(
@@ -209,11 +265,77 @@ class Translator:
                 prefixes=None if starts is None else [starts[i] for i in group],
             )
 
-        nothing = [Translation("", [], 0.0, 0.0, True)]
-        return [
-            nothing if found is None else [self._translation(one) for one in found]
-            for found in self._in_batches(lines, batch_size, search)
-        ]
+        return self._translations(self._in_batches(lines, batch_size, search))
+
+    def sample(
+        self,
+        lines: Iterable[str],
+        n: int = 1,
+        temperature: float = 1.0,
+        *,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_length: int = 0,
+        prefixes: Sequence[str] | None = None,
+        seed: int = 0,
+        first: int = 0,
+    ) -> list[list[Translation]]:
+        """n translations of each line by lot; options as `draw` and `n_best`.
+
+        seed: with it and its number, from first on, each line has a lot of its own,
+        whatever stands on the other lines.
+        """
+        lines, starts = self._with_starts(lines, prefixes)
+        device = self.model.embedding.weight.device
+
+        def search(src: Tensor, group: list[int]) -> list[list[Hypothesis]]:
+            of_line = random.Random(f"{seed} {first + group[0]}").getrandbits(63)
+            return sample(
+                [self.model, *self.others],
+                src,
+                n,
+                temperature,
+                top_k=top_k,
+                top_p=top_p,
+                generator=torch.Generator(device).manual_seed(of_line),
+                extra_length=EXTRA_LENGTH,
+                min_length=min_length,
+                prefixes=None if starts is None else [starts[i] for i in group],
+            )
+
+        return self._translations(self._in_batches(lines, 1, search))
+
+    def score(
+        self,
+        lines: Iterable[str],
+        translations: Iterable[str],
+        batch_size: int = 64,
+    ) -> list[float]:
+        """log p, in nats, of a given translation of each line, eos included.
+
+        A blank line has one translation, which is empty: its log p is 0, that of any
+        other -inf. Raises ValueError where there are not as many translations as lines,
+        and, naming it, at one that is too long.
+        """
+        outputs, longest = [], self.model.config.max_length - 1
+        for number, text in enumerate(_texts(translations), start=1):
+            outputs.append(self.tokenizer.encode(text))
+            if len(outputs[-1]) > longest:
+                raise ValueError(
+                    f"translation {number}: {len(outputs[-1])} tokens, more than the "
+                    f"{longest} the model takes"
+                )
+        lines = list(_texts(lines))
+        if len(lines) != len(outputs):
+            raise ValueError(f"{len(outputs)} translations for {len(lines)} lines")
+
+        def search(src: Tensor, group: list[int]) -> list[float]:
+            given = [outputs[i] for i in group]
+            return log_probability([self.model, *self.others], src, given)
+
+        scores = self._in_batches(lines, batch_size, search)
+        blank = [-math.inf if ids else 0.0 for ids in outputs]
+        return [b if s is None else s for s, b in zip(scores, blank, strict=True)]
 
     def attention(self, line: str, tokens: Sequence[int], layer: int = -1) -> Attention:
         """Where the model looked for each piece of a translation of line.
@@ -237,10 +359,8 @@ class Translator:
 
         search: called with src, (B, S), and the numbers of its lines, from 0.
         """
-        if isinstance(lines, str):
-            raise TypeError("lines is a string: hand over a list of sentences")
         encoded: list[list[int]] = []
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(_texts(lines), start=1):
             try:
                 encoded.append(self.encode(line) if line.strip() else [])
             except ValueError as error:
@@ -260,48 +380,102 @@ class Translator:
     def _greedy(self, src: Tensor, group: list[int]) -> list[list[int]]:
         return greedy_search(self.model, src, EXTRA_LENGTH)
 
-    def _translation(self, found: Hypothesis) -> Translation:
-        return Translation(self._text(found.tokens), *found)
+    def _with_starts(
+        self, lines: Iterable[str], prefixes: Sequence[str] | None
+    ) -> tuple[Iterable[str], list[list[int]] | None]:
+        """The lines, and the pieces with which the translation of each begins."""
+        if prefixes is None:
+            return lines, None
+        lines = list(_texts(lines))
+        if len(prefixes) != len(lines):
+            raise ValueError(f"{len(prefixes)} prefixes for {len(lines)} lines")
+        return lines, [self.tokenizer.encode(prefix) for prefix in prefixes]
+
+    def _translations(
+        self, found: list[list[Hypothesis] | None]
+    ) -> list[list[Translation]]:
+        nothing = [Translation("", [], 0.0, 0.0, True)]
+        return [
+            nothing
+            if some is None
+            else [Translation(self._text(one.tokens), *one) for one in some]
+            for some in found
+        ]
 
     def _text(self, ids: list[int]) -> str:
         # A byte piece can spell a line end: one line in is one line out all the same.
         return re.sub(r"[\r\n]+", " ", self.tokenizer.decode(ids))
 
-    def save_pretrained(self, directory: str | Path) -> None:
+    def save_pretrained(
+        self, directory: str | Path, dtype: torch.dtype | None = None
+    ) -> None:
         """Write config.json, tokenizer.model and model.safetensors, the weights last.
 
-        A save that is broken off leaves the model that was there, or a folder that
-        does not load. Raises ValueError for an ensemble, which is several models.
+        dtype: of the numbers in the file, for instance torch.float16; as they are if
+        not given. A save that is broken off leaves the model that was there, or a
+        folder that does not load. Raises ValueError for an ensemble, which is several
+        models, and where a weight is too large for dtype.
         """
         if self.others:
             raise ValueError("an ensemble is several models: save each by itself")
+        state = self.model.state_dict()
+        if dtype is not None:
+            state = {name: value.to(dtype) for name, value in state.items()}
+        for name, value in state.items():
+            if dtype is not None and not value.isfinite().all():
+                raise ValueError(f"{name} has numbers too large for {dtype}")
         config = json.dumps(self.model.config.to_dict(), indent=2) + "\n"
         files = {
             CONFIG: config.encode(),
             TOKENIZER: self.tokenizer.model,
-            WEIGHTS: safetensors.torch.save(self.model.state_dict()),
+            WEIGHTS: safetensors.torch.save(state),
         }
         _write(Path(directory), files)
 
     @classmethod
     def from_pretrained(
-        cls, directory: str | Path, device: torch.device | str | None = None
+        cls, name: str | Path, device: torch.device | str | None = None
     ) -> "Translator":
-        """Load what `save_pretrained` wrote, in evaluation mode.
+        """Load a model for translating, in evaluation mode and in float32.
 
-        device: where the model runs; the CPU if not given.
+        name: a folder that `save_pretrained` or a training run wrote, a checkpoint of
+        such a run, or the name of a model that ships with the package. device: where
+        the model runs; the CPU if not given.
         Raises ValueError, naming the file, where one is missing, broken, or does not
         fit the others.
         """
-        directory = Path(directory)
-        _check_complete(directory)
-        model = Transformer(_read_config(directory / CONFIG))
-        _read_weights(directory / WEIGHTS, model)
-        tokenizer = Tokenizer.load(directory / TOKENIZER)
+        saved = _open_model(name)
+        model = Transformer(saved.config)
+        _read_weights(saved, model)
+        tokenizer = Tokenizer.load(saved.tokenizer)
         try:
             return cls(model.to(device).eval(), tokenizer)
         except ValueError as error:
-            raise ValueError(f"{directory}: {error}") from None
+            raise ValueError(f"{name}: {error}") from None
+
+    @classmethod
+    def ensemble(
+        cls, names: Sequence[str | Path], device: torch.device | str | None = None
+    ) -> "Translator":
+        """Several models of one tokenizer, each named as for `from_pretrained`.
+
+        Raises ValueError, naming it, where one has another tokenizer than the first.
+        """
+        first, *others = (cls.from_pretrained(name, device) for name in names)
+        for name, other in zip(names[1:], others, strict=True):
+            if other.tokenizer.model != first.tokenizer.model:
+                raise ValueError(f"{name} has another {TOKENIZER} than {names[0]}")
+        return cls(first.model, first.tokenizer, [other.model for other in others])
+
+
+def _texts(lines: Iterable[str] | Path) -> Iterator[str]:
+    """The lines of a list, an iterator, an open file or a path, without line ends."""
+    if isinstance(lines, str):
+        raise TypeError("lines is a string: hand over a list of sentences")
+    if isinstance(lines, Path):
+        lines = stream_lines(lines)
+    for line in lines:
+        yield line.removesuffix("\n").removesuffix("\r")
 
 
 def average_weights(states: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -329,24 +503,31 @@ def average_weights(states: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: (total[name] / number).to(first[name].dtype) for name in first}
 
 
-def average_pretrained(directories: Sequence[str | Path]) -> Translator:
-    """One model with the mean weights of several saved ones.
+def last_checkpoints(run: str | Path, n: int) -> list[Path]:
+    """The last n checkpoints of a training run. Raises ValueError if it has fewer."""
+    found = checkpoints(Path(run))
+    if not 1 <= n <= len(found):
+        raise ValueError(f"{run} has {len(found)} checkpoints, and {n} are asked for")
+    return found[-n:]
 
-    Raises ValueError, naming the folder, where one is not like the first.
+
+def average_pretrained(names: Sequence[str | Path]) -> Translator:
+    """One model with the mean weights of several, each as for `from_pretrained`.
+
+    Raises ValueError, naming it, where one is not like the first.
     """
-    paths = [Path(directory) for directory in directories]
-    for path in paths:
-        _check_complete(path)
-        if _read_config(path / CONFIG) != _read_config(paths[0] / CONFIG):
-            raise ValueError(f"{path} has another {CONFIG} than {paths[0]}")
-        if (path / TOKENIZER).read_bytes() != (paths[0] / TOKENIZER).read_bytes():
-            raise ValueError(f"{path} has another {TOKENIZER} than {paths[0]}")
+    several = [_open_model(name) for name in names]
+    for name, saved in zip(names, several, strict=True):
+        if saved.config != several[0].config:
+            raise ValueError(f"{name} has another configuration than {names[0]}")
+        if saved.tokenizer.read_bytes() != several[0].tokenizer.read_bytes():
+            raise ValueError(f"{name} has another {TOKENIZER} than {names[0]}")
 
     def states() -> Iterator[dict[str, Tensor]]:
-        for path in paths:
-            yield Translator.from_pretrained(path).model.state_dict()
+        for name in names:
+            yield Translator.from_pretrained(name).model.state_dict()
 
     mean = average_weights(states())
-    translator = Translator.from_pretrained(paths[0])
+    translator = Translator.from_pretrained(names[0])
     translator.model.load_state_dict(mean)
     return translator

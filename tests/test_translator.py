@@ -12,9 +12,17 @@ import safetensors.torch
 import torch
 
 from annotated_transformer import Transformer, TransformerConfig, Translator
+from annotated_transformer.checkpoints import Progress, write_checkpoint
 from annotated_transformer.decoding import beam_search, greedy_search
 from annotated_transformer.tokenizer import Tokenizer
-from annotated_transformer.translator import average_pretrained, average_weights
+from annotated_transformer.training import TrainingConfig, run_settings
+from annotated_transformer.translator import (
+    average_pretrained,
+    average_weights,
+    find_model,
+    last_checkpoints,
+    shipped_models,
+)
 
 LINES = [
     "A dog runs through the grass.",
@@ -81,6 +89,20 @@ def test_one_line_in_is_one_line_out(tokenizer, monkeypatch):
     translator = make(tokenizer)
     monkeypatch.setattr(tokenizer, "decode", lambda ids: "a\nb\r\nc\u00a0d\r")
     assert translator.translate(LINES[:2]) == ["a b c\u00a0d "] * 2
+
+
+def test_lists_iterators_files_and_paths(tokenizer, tmp_path):
+    translator, path = make(tokenizer), tmp_path / "lines.en"
+    lines = [*LINES[:3], "", "a\u2028b"]
+    expected = translator.translate(lines)
+    path.write_bytes("\r\n".join(lines).encode() + b"\n")
+    with open(path, encoding="utf-8", newline="") as file:
+        assert translator.translate(file) == expected
+    assert translator.translate(path) == expected
+    assert translator.translate(line for line in lines) == expected
+    starts = ["Ein"] * 5
+    listed = translator.n_best(lines, beam_size=2, prefixes=starts)
+    assert translator.n_best(path, beam_size=2, prefixes=starts) == listed
 
 
 def test_a_sentence_that_is_too_long_is_named_and_never_cut(tokenizer):
@@ -182,6 +204,187 @@ def test_an_ensemble(tokenizer):
         Translator(one.model, tokenizer, [other])
 
 
+def test_conditions_reach_the_search(tokenizer):
+    translator = make(tokenizer)
+    for beam_size in (1, 3):
+        options = {"beam_size": beam_size, "prefixes": ["Ein Hund"] * 6}
+        found = translator.n_best(LINES, min_length=7, **options)
+        texts = [best.text for (best,) in found]
+        assert translator.translate(LINES, min_length=7, **options) == texts
+        assert all(text.startswith("Ein Hund") for text in texts)
+        assert all(len(best.tokens) >= 7 for (best,) in found)
+
+
+# By lot
+
+
+def test_samples_are_of_the_seed_and_the_number_of_the_line(tokenizer):
+    translator = make(tokenizer)
+    whole = translator.sample(LINES, 3)
+    assert [len(found) for found in whole] == [3] * 6
+    assert translator.sample(LINES, 3) == whole
+    assert translator.sample(LINES[2:], 3, first=2) == whole[2:]
+    assert translator.sample(["", *LINES[1:]], 3)[1:] == whole[1:]
+    same = translator.sample([LINES[0]] * 2, 1)
+    assert same[0] != same[1]
+    assert translator.sample(LINES, 3, seed=1) != whole
+    one = translator.sample(LINES, 1, temperature=1e-4)
+    assert [text.text for (text,) in one] == translator.translate(LINES)
+
+
+# Scores of given translations
+
+
+def test_a_score_is_the_log_probability_of_the_pieces_and_eos(tokenizer):
+    translator, outputs = make(tokenizer), [LINES[4], "", LINES[0], "x", "ß", LINES[5]]
+    expected = []
+    for line, output in zip(LINES, outputs, strict=True):
+        src = torch.tensor([[*tokenizer.encode(line), 2]])
+        tgt = torch.tensor([[1, *tokenizer.encode(output)]])
+        with torch.no_grad():
+            log_p = translator.model(src, tgt)[0].log_softmax(dim=-1)  # (T, V)
+        labels = [*tokenizer.encode(output), 2]
+        expected.append(log_p[range(len(labels)), labels].sum().item())
+    for batch_size in (1, 64):
+        scores = translator.score(iter(LINES), outputs, batch_size)
+        assert scores == pytest.approx(expected, abs=1e-3)
+
+
+def test_scores_of_blank_lines_and_of_lines_without_a_partner(tokenizer):
+    translator = make(tokenizer)
+    scores = translator.score(["", " ", LINES[0]], ["", "Ein Hund.", ""])
+    assert scores[:2] == [0.0, -float("inf")] and -100 < scores[2] < 0
+    with pytest.raises(ValueError, match="1 translations for 2 lines"):
+        translator.score(LINES[:2], ["Ein Hund."])
+    with pytest.raises(ValueError, match="translation 2: .* tokens, more than the 119"):
+        translator.score(LINES[:2], ["Ein Hund.", "Hund " * 300])
+
+
+# Models by name, checkpoints, ensembles
+
+
+@pytest.fixture
+def ships(tokenizer, tmp_path, monkeypatch):
+    """A package in which one model ships, in half precision."""
+    translator = make(tokenizer)
+    folder = tmp_path / "package" / "models" / "tiny-en-de"
+    translator.save_pretrained(folder, torch.float16)
+    (folder / "README.md").write_text("what it is")
+    (folder.parent / "unfinished").mkdir()
+    package = tmp_path / "package"
+    monkeypatch.setattr("annotated_transformer.translator.files", lambda _: package)
+    monkeypatch.chdir(tmp_path)
+    return translator
+
+
+def test_a_model_that_ships_is_found_by_its_name(ships, tokenizer, tmp_path):
+    assert shipped_models() == ["tiny-en-de"]
+    loaded = Translator.from_pretrained("tiny-en-de")
+    state = ships.model.state_dict().items()
+    ships.model.load_state_dict({name: value.half() for name, value in state})
+    assert loaded.translate(LINES) == ships.translate(LINES)
+    make(tokenizer, seed=1).save_pretrained("tiny-en-de")  # a folder goes before
+    assert find_model("tiny-en-de") == Path("tiny-en-de")
+
+
+def test_a_model_that_is_nowhere_is_named_with_those_there_are(ships):
+    with pytest.raises(ValueError, match="^tiny-en-fr: no such folder, and no model"):
+        Translator.from_pretrained("tiny-en-fr")
+    with pytest.raises(ValueError, match=r"ships with the package \(tiny-en-de\)"):
+        Translator.from_pretrained("models/tiny-en-de")
+
+
+def test_what_ships_can_be_loaded():
+    """Whatever ships with this version: whole, and within its size."""
+    for name in shipped_models():
+        size = sum(path.stat().st_size for path in find_model(name).iterdir())
+        assert size <= 25e6 and (find_model(name) / "README.md").is_file()
+        assert Translator.from_pretrained(name).translate(["A dog."]) != [""]
+
+
+def test_half_precision_on_the_disk_is_float32_in_memory(tokenizer, tmp_path):
+    translator = make(tokenizer)
+    state = translator.model.state_dict()
+    for dtype in (torch.float16, torch.bfloat16):
+        translator.save_pretrained(tmp_path / "half", dtype)
+        loaded = Translator.from_pretrained(tmp_path / "half").model.state_dict()
+        for name, value in state.items():
+            assert loaded[name].dtype == torch.float32
+            assert torch.equal(loaded[name], value.to(dtype).float())
+        assert translator.model.embedding.weight.dtype == torch.float32
+    whole = tmp_path / "whole"
+    translator.save_pretrained(whole)
+    sizes = [
+        (f / "model.safetensors").stat().st_size for f in (whole, tmp_path / "half")
+    ]
+    assert sizes[1] < 0.6 * sizes[0]
+
+
+def test_a_weight_too_large_for_half_precision_is_refused(tokenizer, tmp_path):
+    translator = make(tokenizer)
+    with torch.no_grad():
+        translator.model.embedding.weight[7, 0] = 1e5
+    with pytest.raises(ValueError, match="embedding.weight has numbers too large"):
+        translator.save_pretrained(tmp_path / "half", torch.float16)
+    assert not (tmp_path / "half").exists()
+    translator.save_pretrained(tmp_path / "half", torch.bfloat16)
+
+
+def checkpoint(folder, translator, step):
+    """A checkpoint as a training run writes it, with a state of the optimiser."""
+    folder.mkdir(parents=True, exist_ok=True)
+    translator.tokenizer.save(folder / "tokenizer.model")
+    state = translator.model.state_dict().items()
+    tensors = {f"model.{name}": value for name, value in state}
+    tensors |= {f"adam.exp_avg.{name}": value * 0 + 9 for name, value in state}
+    settings = run_settings(translator.model.config, TrainingConfig(max_tokens=100))
+    path = folder / f"step-{step:08}.safetensors"
+    write_checkpoint(path, tensors, Progress(step=step), settings)
+    return path
+
+
+def test_a_checkpoint_is_a_model(tokenizer, tmp_path):
+    translator = make(tokenizer, norm="pre", n_heads=4)
+    path = checkpoint(tmp_path / "checkpoints", translator, 20)
+    loaded = Translator.from_pretrained(path)
+    assert loaded.model.config == translator.model.config
+    assert loaded.translate(LINES) == translator.translate(LINES)
+    (path.parent / "tokenizer.model").unlink()
+    with pytest.raises(ValueError, match="20.safetensors has no tokenizer.model"):
+        Translator.from_pretrained(path)
+    path.write_text("not one")
+    with pytest.raises(ValueError, match="20.safetensors is not a whole checkpoint"):
+        Translator.from_pretrained(path)
+
+
+def test_the_last_checkpoints_are_averaged(tokenizer, tmp_path):
+    several = [make(tokenizer, seed) for seed in range(3)]
+    for step, one in zip((5, 100, 20), several, strict=True):
+        checkpoint(tmp_path / "run" / "checkpoints", one, step)
+    paths = last_checkpoints(tmp_path / "run", 2)
+    assert [int(path.stem[5:]) for path in paths] == [20, 100]
+    mean = average_pretrained(paths).model.state_dict()
+    for name, value in several[1].model.state_dict().items():
+        other = several[2].model.state_dict()[name]
+        assert torch.allclose(mean[name], (value + other) / 2, atol=1e-6)
+    for n in (0, 4):
+        with pytest.raises(ValueError, match=f"run has 3 checkpoints, and {n} are"):
+            last_checkpoints(tmp_path / "run", n)
+
+
+def test_an_ensemble_from_the_disk(tokenizer, tmp_path):
+    first, second = make(tokenizer), make(tokenizer, seed=1, n_heads=4)
+    first.save_pretrained(tmp_path / "a")
+    second.save_pretrained(tmp_path / "b")
+    loaded = Translator.ensemble([tmp_path / "a", tmp_path / "b"])
+    both = Translator(first.model, tokenizer, [second.model])
+    assert loaded.n_best(LINES) == both.n_best(LINES) != first.n_best(LINES)
+    other = Tokenizer.train([line[::-1] for line in LINES], 300)
+    make(other).save_pretrained(tmp_path / "c")
+    with pytest.raises(ValueError, match="c has another tokenizer.model than .*a$"):
+        Translator.ensemble([tmp_path / "a", tmp_path / "b", tmp_path / "c"])
+
+
 # Averaging
 
 
@@ -271,7 +474,7 @@ def test_folders_that_do_not_belong_together(tokenizer, tmp_path):
     make(tokenizer, n_heads=4).save_pretrained(tmp_path / "heads")
     other = Tokenizer.train([line[::-1] for line in LINES], 300)
     make(other).save_pretrained(tmp_path / "pieces")
-    for name, file in (("heads", "config.json"), ("pieces", "tokenizer.model")):
+    for name, file in (("heads", "configuration"), ("pieces", "tokenizer.model")):
         with pytest.raises(ValueError, match=f"{name} has another {file} than .*first"):
             average_pretrained([first, tmp_path / name])
     with pytest.raises(ValueError, match="nowhere: no such folder"):
