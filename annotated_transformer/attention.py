@@ -98,7 +98,7 @@ def fused_attention(
     """The same as `scaled_dot_product_attention`, computed by torch's fused kernels.
 
     Where such a kernel exists, the T × S weights of a head are never stored. Where it
-    is slower than the definition, the definition is used: to train in bfloat16 on a CPU
+    is slower than two plain products, these are taken: to train in bfloat16 on a CPU
     with no more than 256 keys.
     Raises TypeError for a mask that is not bool: torch would add it to the scores.
     """
@@ -106,10 +106,25 @@ def fused_attention(
         raise TypeError(f"mask is {mask.dtype}: it must be bool, True = may attend")
     trains = query.requires_grad and query.device.type == "cpu"
     if trains and query.dtype == torch.bfloat16 and key.size(-2) <= PLAIN_KEYS:
-        return scaled_dot_product_attention(query, key, value, mask, dropout)
+        return _two_products(query, key, value, mask, dropout)
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=dropout
     )
+
+
+def _two_products(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float
+) -> Tensor:
+    """The definition, with its softmax in float32."""
+    scores = query @ key.transpose(-2, -1)  # (…, T, S)
+    lowest = torch.finfo(torch.float32).min
+    if mask is None:
+        mask = scores.new_ones(1, dtype=torch.bool)
+    bias = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, lowest)
+    # Float32 for the bias, so float32 for the sum: scores / √d_k where it is 0.
+    weights = torch.add(bias, scores, alpha=query.size(-1) ** -0.5).softmax(dim=-1)
+    weights = weights * mask.any(dim=-1, keepdim=True)  # rows without a key: zeros
+    return F.dropout(weights.to(value.dtype), dropout) @ value  # (…, T, d_v)
 
 
 class KeyValueCache:

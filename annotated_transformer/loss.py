@@ -43,7 +43,7 @@ def _check_smoothing(smoothing: float) -> None:
         raise ValueError(f"smoothing is {smoothing!r}: it must be in [0, 1]")
 
 
-PRODUCT_ROWS = {"cpu": 512}  # positions whose logits are there at once
+PRODUCT_ROWS = {"cpu": 2048}  # positions whose logits are there at once
 SOFTMAX_ROWS = 128  # positions of one softmax: 4 MiB of float32 where V is 8,000
 
 

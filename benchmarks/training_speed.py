@@ -8,9 +8,12 @@ each in float32 and under bfloat16 autocast, eager and compiled, and this packag
 every sentence padded to one length. Each system has a process of its own, and they take
 the batches in turn, a step each, so that whatever else the machine does hits all
 alike; one of them, this package in bfloat16, runs in every heat and is what the others
-are divided by. A second part trains with three seeds in float32 and in bfloat16 and
-compares the losses. About 25 minutes on two cores; --part runs one of the two, and
---device cuda moves both to a GPU. Writes book/records/training_speed_<device>.json.
+are divided by. A second part counts where the time of a step goes, a third times the
+operations that this package does in a way of its own, a fourth trains with three seeds
+in float32 and in bfloat16 and compares the losses. About 20 minutes on two cores; the
+same command goes on where it was broken off, --heats 2 stops after two heats, and
+--part runs one part alone. --device cuda moves all to a GPU. Writes
+book/records/training_speed_<device>.json.
 """
 
 import argparse
@@ -25,6 +28,7 @@ import sys
 import tempfile
 import time
 from datetime import datetime, timezone
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,9 +39,18 @@ from recording import ROOT, git_commit
 from torch import Tensor, nn
 
 from annotated_transformer import Transformer, TransformerConfig
+from annotated_transformer.attention import (
+    fused_attention,
+    scaled_dot_product_attention,
+)
 from annotated_transformer.batching import Batch, TokenBatches, make_batch, pad
 from annotated_transformer.corpora import DATA_VARIABLE, load_pairs
 from annotated_transformer.grammar import generate
+from annotated_transformer.layers import Dropout
+from annotated_transformer.loss import (
+    label_smoothed_cross_entropy,
+    projected_cross_entropy,
+)
 from annotated_transformer.positional_encoding import sinusoidal_encoding
 from annotated_transformer.schedule import learning_rate
 from annotated_transformer.tokenizer import Tokenizer
@@ -249,6 +262,16 @@ def describe(batch: Batch, pad_id: int) -> dict:
     return {"src": n_src, "tgt": n_tgt, "operations": operations}
 
 
+KINDS_OF_BATCHES = "grouped", "fixed"
+
+
+def padding(batches: list[Batch], pad_id: int) -> float:
+    """Share of padding on both sides."""
+    parts = [part for batch in batches for part in (batch.src, batch.labels)]
+    tokens = sum(int((part != pad_id).sum()) for part in parts)
+    return round(1 - tokens / sum(part.numel() for part in parts), 4)
+
+
 # Heats: a process for each system, a step of each in turn
 
 
@@ -303,13 +326,18 @@ def heat(cases: list[dict], folder: Path, steps: int, device: str) -> list[dict]
 
 def name(case: dict) -> str:
     """A case in words."""
-    words = [case["system"], "bfloat16" if case["bfloat16"] else "float32"]
+    words = [case["system"], kind(case)]
     words += ["compiled"] * case["compiled"] + ["freed memory kept"] * case["keep"]
     return ", ".join(words)
 
 
-def plan(device: str) -> list[list[dict]]:
-    """The heats: every system in each precision, eager and compiled."""
+def kind(case: dict) -> str:
+    """The type of its products."""
+    return "bfloat16" if case["bfloat16"] else "float32"
+
+
+def plan(device: str) -> dict[str, list[dict]]:
+    """The heats by name: every system in each precision, eager and compiled."""
     marian = find_spec("transformers") is not None
     if not marian:
         print("transformers is not installed: no Marian in the race", file=sys.stderr)
@@ -320,7 +348,7 @@ def plan(device: str) -> list[list[dict]]:
         return dict(zip(names, (system, bfloat16, compiled, keep), strict=True))
 
     pacemaker = case(**PACEMAKER)
-    heats = []
+    heats = {}
     for compiled in (False, True):
         for bfloat16 in (True, False):
             cases = [
@@ -328,16 +356,27 @@ def plan(device: str) -> list[list[dict]]:
                 for system in rivals
                 if not (compiled and "fixed" in system)
             ]
-            heats.append([pacemaker] + [c for c in cases if c != pacemaker])
+            others = [c for c in cases if c != pacemaker]
+            heats[name(cases[0] | {"system": "all"})] = [dict(pacemaker), *others]
     if device == "cpu" and platform.libc_ver()[0] == "glibc":
-        kept = [
-            case(system, True, keep=True) for system in rivals if "fixed" not in system
-        ]
-        heats.append([pacemaker, *kept])
-    return [[dict(c) for c in cases] for cases in heats]
+        heats[KEPT] = [dict(pacemaker)]  # and what was best before
+    return heats
 
 
-def summarise(cases: list[dict], peaks: dict[str, float]) -> list[dict]:
+KEPT = "the best of each, freed memory kept"
+
+
+def best_of_each(table: list[dict]) -> list[dict]:
+    """Each system at its fastest setting so far, to run with freed memory kept."""
+    fastest = {}
+    for row in sorted(table, key=lambda row: row["pace"]):
+        if "fixed" not in row["system"]:
+            fastest[row["system"]] = row
+    settings = "system", "bfloat16", "compiled"
+    return [{k: row[k] for k in settings} | {"keep": True} for row in fastest.values()]
+
+
+def summarise(title: str, cases: list[dict]) -> list[dict]:
     """Medians over the steps; `pace`: this system's rate over the pacemaker's."""
     lead = [step["tgt"] / step["seconds"] for step in cases[0]["steps"]]
     rows = []
@@ -345,12 +384,12 @@ def summarise(cases: list[dict], peaks: dict[str, float]) -> list[dict]:
         steps = case.pop("steps")
         rates = [step["tgt"] / step["seconds"] for step in steps]
         speed = [step["operations"] / step["seconds"] / 1e9 for step in steps]
-        peak = peaks["bfloat16" if case["bfloat16"] else "float32"]
         quartiles = statistics.quantiles(rates, n=4)
         source = [step["src"] / step["seconds"] for step in steps]
         pace = [rate / other for rate, other in zip(rates, lead, strict=True)]
         rows.append(
-            case
+            {"heat": title}
+            | case
             | {
                 "start": round(case["start"], 1),
                 "target_tokens_per_second": round(statistics.median(rates)),
@@ -358,7 +397,7 @@ def summarise(cases: list[dict], peaks: dict[str, float]) -> list[dict]:
                 "source_tokens_per_second": round(statistics.median(source)),
                 "step_ms": round(1e3 * statistics.median(s["seconds"] for s in steps)),
                 "pace": round(statistics.median(pace), 3),
-                "of_matrix_products": round(statistics.median(speed) / peak, 3),
+                "gflops": round(statistics.median(speed), 1),
             }
         )
     return rows
@@ -376,6 +415,104 @@ def matrix_product_rates(device: str) -> dict[str, float]:
             best = min(best, time.perf_counter() - started)
         rates[str(dtype).removeprefix("torch.")] = round(2 * n**3 / best / 1e9)
     return rates
+
+
+# Where the time of a step goes
+
+KINDS = {  # by what the name of torch's operator begins with
+    "matrix products": ("mm", "addmm", "bmm", "linear", "mkldnn"),
+    "softmax and its gradient": ("_softmax", "log_softmax", "amax"),
+    "copies and changes of type": ("copy_", "cat"),
+    "random numbers of dropout": ("random_", "ge"),
+    "element by element": ("mul", "add", "div", "masked_fill", "sub", "threshold")
+    + ("clamp", "relu", "fill_", "sum"),
+    "layer norm": ("native_layer_norm",),
+    "Adam": ("_fused_adam",),
+}
+
+
+def profile(data: dict, device: str) -> dict:
+    """Shares of the time of a step of the pacemaker, by kind of operator."""
+    step, batches = Step(PACEMAKER, data, device), data["grouped"][:8]
+    for batch in batches:
+        step(batch)
+    with torch.profiler.profile() as profiler:
+        for batch in batches:
+            step(batch)
+    events = profiler.key_averages()
+    total = sum(event.self_cpu_time_total for event in events)
+    shares = dict.fromkeys([*KINDS, "everything else"], 0.0)
+    for event in events:
+        operator = event.key.removeprefix("aten::")
+        kinds = (k for k, starts in KINDS.items() if operator.startswith(starts))
+        kind = next(kinds, "everything else") if operator != event.key else None
+        shares[kind or "everything else"] += event.self_cpu_time_total / total
+    calls = sum(e.count for e in events if e.key.startswith("aten::"))
+    return {
+        "shares": {kind: round(share, 4) for kind, share in shares.items()},
+        "operators_a_step": round(calls / len(batches)),
+    }
+
+
+# The parts that this package does in a way of its own
+
+
+def fastest(both, times: int = 10) -> float:
+    """Milliseconds of forward and backward pass, the fastest of several."""
+    seconds = []
+    for _ in range(times):
+        started = time.perf_counter()
+        both()
+        seconds.append(time.perf_counter() - started)
+    return round(1e3 * min(seconds), 2)
+
+
+def compare_parts(data: dict, device: str) -> dict:
+    """Attention by sentence length, dropout and loss, each against torch's own."""
+    torch.manual_seed(0)
+    n, heads, dtype = data["max_tokens"], data["n_heads"], torch.bfloat16
+    kernels = {
+        "torch's kernel": F.scaled_dot_product_attention,
+        "the definition": scaled_dot_product_attention,
+        "fused_attention": fused_attention,
+    }
+    attention = []
+    for length in (16, 64, 256):
+        shape = n // length, length, heads, D_MODEL // heads
+        parts = [torch.randn(shape, device=device, dtype=dtype) for _ in range(3)]
+        parts = [part.transpose(1, 2).requires_grad_() for part in parts]
+        mask = torch.ones(n // length, 1, 1, length, dtype=torch.bool, device=device)
+        row = {"length": length}
+        for title, kernel in kernels.items():
+            call = partial(kernel, *parts, mask)
+            row[title] = fastest(lambda f=call: f().sum().backward())
+        attention.append(row)
+    x = torch.randn(n, D_MODEL, device=device, dtype=dtype, requires_grad=True)
+    dropout = {
+        title: fastest(lambda m=module: m(x).sum().backward())
+        for title, module in (
+            ("nn.Dropout", nn.Dropout(DROPOUT)),
+            ("layers.Dropout", Dropout(DROPOUT)),
+        )
+    }
+    weight = torch.randn(VOCAB_SIZE, D_MODEL, device=device) / D_MODEL
+    labels = torch.randint(1, VOCAB_SIZE, (n,), device=device)
+    both = x, weight.requires_grad_(), labels, SMOOTHING, 0
+
+    def whole(x, weight, *rest):
+        logits = F.linear(x, weight.to(dtype))
+        return label_smoothed_cross_entropy(logits, *rest)
+
+    loss = {
+        "all logits": fastest(lambda: whole(*both).backward()),
+        "in blocks": fastest(lambda: cross_entropy_in_blocks(*both).backward()),
+    }
+    return {"attention": attention, "dropout": dropout, "loss": loss}
+
+
+def cross_entropy_in_blocks(x, *rest):
+    with torch.autocast(x.device.type, torch.bfloat16):
+        return projected_cross_entropy(x, *rest)
 
 
 # The loss curves
@@ -418,11 +555,15 @@ def compare_curves(data: dict, device: str) -> dict:
     }
 
 
+PARTS = "speed", "profile", "parts", "curves"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--part", choices=("speed", "curves"))
-    parser.add_argument("--steps", type=int, default=20, help="timed, of each system")
+    parser.add_argument("--part", choices=PARTS)
+    parser.add_argument("--heats", type=int, default=99, help="that run now")
+    parser.add_argument("--steps", type=int, default=16, help="timed, of each system")
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--record", type=Path)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
@@ -466,28 +607,50 @@ def main() -> None:
         },
         "max_tokens": data["max_tokens"],
         "longest": data["longest"],
+        "padding": {k: padding(data[k], data["special"][0]) for k in KINDS_OF_BATCHES},
         "steps": arguments.steps,
     }
-    if record_path.exists() and arguments.part:  # the other part stays
+    if record_path.exists():
         before = json.loads(record_path.read_text(encoding="utf-8"))
-        record |= {
-            k: before[k] for k in ("matrix_products", "table", "curves") if k in before
-        }
-    if arguments.part != "curves":
-        peaks = matrix_product_rates(device)
-        rows = []
-        with tempfile.TemporaryDirectory() as folder:
-            Path(folder, "data.pickle").write_bytes(pickle.dumps(data | {"ids": None}))
-            for cases in plan(device):
-                raced = heat(cases, Path(folder), arguments.steps, device)
-                rows += summarise(raced, peaks)
-                record |= {"matrix_products": peaks, "table": rows}
-                write(record, record_path)
-    if arguments.part != "speed":
-        record["curves"] = compare_curves(data, device)
-    write(record, record_path)
+        if all(before.get(k) == v for k, v in record.items() if k != "date"):
+            record = before  # it goes on
+    parts = [arguments.part] if arguments.part else PARTS
+    if "speed" in parts and not race(
+        record, data, record_path, device, arguments.heats
+    ):
+        return
+    for part, run in zip(
+        PARTS[1:], (profile, compare_parts, compare_curves), strict=True
+    ):
+        if part in parts and part not in record:
+            record[part] = run(data, device)
+            write(record, record_path)
     print(record_path, file=sys.stderr)
     show(record)
+
+
+def race(record: dict, data: dict, path: Path, device: str, at_most: int) -> bool:
+    """Run the heats that are not in the record yet; whether all are there now."""
+    heats, table = plan(device), record.setdefault("table", [])
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "data.pickle").write_bytes(pickle.dumps(data | {"ids": None}))
+        for title, cases in heats.items():
+            if any(row["heat"] == title for row in table):
+                continue
+            if at_most == 0:
+                print(f"still to run: {title}", file=sys.stderr)
+                return False
+            at_most -= 1
+            peaks = matrix_product_rates(device)
+            known = record.get("matrix_products", peaks)
+            peaks = {kind: max(rate, known[kind]) for kind, rate in peaks.items()}
+            if title == KEPT:
+                cases = cases + best_of_each(table)
+            raced = heat(cases, Path(folder), record["steps"], device)
+            table += summarise(title, raced)
+            record["matrix_products"] = peaks
+            write(record, path)
+    return True
 
 
 def write(record: dict, path: Path) -> None:
@@ -500,16 +663,16 @@ def write(record: dict, path: Path) -> None:
 def show(record: dict) -> None:
     """The table and what it comes to."""
     if rows := record.get("table"):
-        print("matrix products, GFLOP/s:", record["matrix_products"])
-        head = "target/s", "source/s", "pace", "of peak", "start s"
+        peaks = record["matrix_products"]
+        print("matrix products, GFLOP/s:", peaks)
+        head = "target/s", "source/s", "pace", "of peak"
         print(f"{'':58}" + "".join(f"{title:>10}" for title in head))
         for row in sorted(rows, key=lambda row: -row["pace"]):
             values = (
                 row["target_tokens_per_second"],
                 row["source_tokens_per_second"],
                 f"{row['pace']:.2f}",
-                f"{row['of_matrix_products']:.0%}",
-                row["start"],
+                f"{row['gflops'] / peaks[kind(row)]:.0%}",
             )
             print(f"{name(row):58}" + "".join(f"{value:>10}" for value in values))
         mine = [row for row in rows if row["system"] == "this package"]
