@@ -1,5 +1,5 @@
 # Written in notebooks/appendix_command_line.ipynb; edit it there.
-"""The command `annotated-transformer`: train, translate, evaluate (appendix)."""
+"""The command `annotated-transformer`: train, translate, evaluate … (appendix)."""
 
 import argparse
 import contextlib
@@ -16,7 +16,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, fields
 from datetime import datetime, timezone
 from pathlib import Path
@@ -29,6 +30,7 @@ from tqdm import tqdm
 
 import annotated_transformer
 
+from .attention_page import AttentionPage
 from .batching import TokenBatches
 from .checkpoints import METRICS, checkpoints, last_state
 from .corpora import (
@@ -39,7 +41,7 @@ from .corpora import (
     find_split,
     load_pairs,
 )
-from .evaluation import bleu
+from .evaluation import bleu, bleu_interval, chrf, tokenized_bleu
 from .grammar import write_corpus
 from .model import Transformer, TransformerConfig
 from .token_arrays import TokenArrays, corpus_key, tokenize_once
@@ -54,7 +56,16 @@ from .training import (
     shared,
     train,
 )
-from .translator import CONFIG, TOKENIZER, WEIGHTS, Translator
+from .translator import (
+    CONFIG,
+    TOKENIZER,
+    WEIGHTS,
+    Translation,
+    Translator,
+    average_pretrained,
+    find_model,
+    last_checkpoints,
+)
 
 __all__ = ["main", "complain", "one_line"]
 
@@ -99,6 +110,16 @@ def minutes(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return value
+
+
+def count(text: str) -> int:
+    """An argument that is counted from 0."""
+    return 0 if text == "0" else positive(text)
+
+
+def amount(text: str) -> float:
+    """An argument that is a number of at least 0."""
+    return 0.0 if text in ("0", "0.0") else minutes(text)
 
 
 def preset(text: str) -> str:
@@ -172,18 +193,82 @@ def add_corpus(command: argparse.ArgumentParser, **languages) -> None:
     command.add_argument("--target", metavar="LANGUAGE", **languages)
 
 
+def add_models(command: argparse.ArgumentParser) -> None:
+    """One model, or several that are asked together."""
+    command.add_argument(
+        "--model",
+        required=True,
+        action="append",
+        help="a folder, a checkpoint, or the name of a model that ships with the "
+        "package; given more than once, the models translate together",
+    )
+
+
+def add_search(command: argparse.ArgumentParser) -> None:
+    """How translations are looked for."""
+    for flag, kind, default, text in (
+        ("--beam", positive, 1, "hypotheses kept (default: 1, greedy; the paper: 4)"),
+        ("--alpha", amount, 0.6, "of the length penalty (default: 0.6)"),
+        ("--min-length", count, 0, "pieces that a translation has at least"),
+        ("--batch-size", positive, 64, "sentences at a time (default: 64)"),
+    ):
+        command.add_argument(flag, type=kind, default=default, metavar="N", help=text)
+
+
 def add_translate(command: argparse.ArgumentParser) -> None:
     """The arguments of `translate`."""
     command.set_defaults(run=run_translate)
-    command.add_argument("--model", required=True, metavar="FOLDER")
+    add_models(command)
+    add_search(command)
+    for flag, kind, default, text in (
+        ("--n-best", positive, None, "so many, each after its line's number and a tab"),
+        ("--temperature", minutes, 1.0, "of --sample (default: 1)"),
+        ("--seed", int, 0, "of --sample (default: 0)"),
+    ):
+        command.add_argument(flag, type=kind, default=default, metavar="N", help=text)
+    command.add_argument("--sample", action="store_true", help="draw, do not search")
+    command.add_argument(
+        "--scores", action="store_true", help="before each translation, and a tab"
+    )
+    command.add_argument(
+        "--prefix", metavar="TEXT", help="with which every translation begins"
+    )
+    command.add_argument(
+        "--attention", metavar="FILE.html", type=Path, help="a page of heat maps"
+    )
 
 
 def add_evaluate(command: argparse.ArgumentParser) -> None:
     """The arguments of `evaluate`."""
     command.set_defaults(run=run_evaluate)
-    command.add_argument("--model", required=True, metavar="FOLDER")
+    add_models(command)
     add_corpus(command, help="default: as the model was trained")
     command.add_argument("--split", required=True, help="for instance test_2016_flickr")
+    add_search(command)
+
+
+def add_score(command: argparse.ArgumentParser) -> None:
+    """The arguments of `score`."""
+    command.set_defaults(run=run_score)
+    add_models(command)
+    command.add_argument(
+        "--batch-size", type=positive, default=64, metavar="N", help="default: 64"
+    )
+
+
+def add_average(command: argparse.ArgumentParser) -> None:
+    """The arguments of `average`."""
+    command.set_defaults(run=run_average)
+    command.add_argument(
+        "models", nargs="+", metavar="MODEL", help="models, or one training run"
+    )
+    command.add_argument(
+        "--last",
+        type=positive,
+        metavar="N",
+        help="the last N checkpoints of the run, not its model (the paper: 5, big 20)",
+    )
+    command.add_argument("--out", required=True, metavar="FOLDER", type=Path)
 
 
 def build_parser() -> Parser:
@@ -198,7 +283,9 @@ def build_parser() -> Parser:
     for name, add_arguments, purpose in (
         ("train", add_train, "train on the split train, validate on val"),
         ("translate", add_translate, "translate standard input, line by line"),
-        ("evaluate", add_evaluate, "translate a split and print its BLEU"),
+        ("evaluate", add_evaluate, "translate a split and print its BLEU and chrF"),
+        ("score", add_score, "log-probabilities of given translations"),
+        ("average", add_average, "one model with the mean weights of several"),
     ):
         command = commands.add_parser(name, help=purpose, description=purpose)
         add_arguments(command)
@@ -565,6 +652,24 @@ def write_record(
         os.replace(scratch, arguments.out / RECORD)
 
 
+class Arriving:
+    """The lines of a stream as they come; waiting: lines that are there already."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream, self.waiting = stream, 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        rest = b""
+        while data := self.stream.read1(1 << 16):
+            *lines, rest = (rest + data).split(b"\n")
+            self.waiting = len(lines)
+            for line in lines:
+                self.waiting -= 1
+                yield line
+        if rest:
+            yield rest
+
+
 def checked(translator: Translator, lines: Iterable[str], name: str) -> Iterator[str]:
     """The same lines. Raises ValueError, naming it, at one the model cannot take."""
     for number, line in enumerate(lines, start=1):
@@ -575,30 +680,42 @@ def checked(translator: Translator, lines: Iterable[str], name: str) -> Iterator
         yield line
 
 
-def in_chunks(lines: Iterable[str], size: int) -> Iterator[list[str]]:
-    """The lines in lists of `size`; where they break off, first those before."""
-    chunk: list[str] = []
+def in_chunks(
+    lines: Iterable, size: int, at_once: Callable[[], bool] = lambda: False
+) -> Iterator[list]:
+    """The lines in lists of `size`, or of fewer where one is to be handed on at once.
+
+    Where they break off, first those before.
+    """
+    chunk: list = []
     try:
         for line in lines:
             chunk.append(line)
-            if len(chunk) == size:
+            if len(chunk) == size or at_once():
                 yield chunk
                 chunk = []
     except ValueError:
-        yield chunk
+        if chunk:
+            yield chunk
         raise
     if chunk:
         yield chunk
 
 
-def translations(
-    translator: Translator, lines: Iterable[str], name: str, size: int = CHUNK
-) -> Iterator[list[str]]:
-    """Translations in the order of the lines, chunk by chunk, with a bar."""
-    with tqdm(desc="translating", unit=" lines", disable=None) as bar:
-        for chunk in in_chunks(checked(translator, lines, name), size):
-            yield translator.translate(chunk)
-            bar.update(len(chunk))
+def read_chunks(check: Callable[[Iterable[str], str], Iterator]) -> Iterator[list]:
+    """Standard input as `check` lets it through, chunk by chunk, with a bar."""
+    name = "standard input"
+    stream = Arriving(binary(sys.stdin, name))
+    lines = check(decode_lines(stream, name), name)
+    with bar() as progress:
+        for chunk in in_chunks(lines, CHUNK, lambda: not stream.waiting):
+            yield chunk
+            progress.update(len(chunk))
+
+
+def bar() -> tqdm:
+    """Lines so far, on standard error, if that is a terminal."""
+    return tqdm(desc="translating", unit=" lines", disable=None)
 
 
 def binary(stream, name: str) -> BinaryIO:
@@ -627,34 +744,101 @@ def discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def load(arguments: argparse.Namespace) -> Translator:
+    """The model, or the ensemble."""
+    return Translator.ensemble(arguments.model, arguments.device)
+
+
+def options(arguments: argparse.Namespace, n_lines: int) -> dict:
+    """What every search is given, for a chunk of so many lines."""
+    given: dict = {"batch_size": arguments.batch_size, "beam_size": arguments.beam}
+    given["alpha"] = arguments.alpha
+    if arguments.min_length:
+        given["min_length"] = arguments.min_length
+    if getattr(arguments, "prefix", None):
+        given["prefixes"] = [arguments.prefix] * n_lines
+    return given
+
+
+def find(
+    translator: Translator, lines: list[str], arguments: argparse.Namespace, first: int
+) -> list[list[Translation]]:
+    """By search or by lot, for each line; first: the number of the first, from 0."""
+    given, n = options(arguments, len(lines)), arguments.n_best or 1
+    if not arguments.sample:
+        return translator.n_best(lines, n, **given)
+    for name in ("batch_size", "beam_size", "alpha"):
+        del given[name]
+    given |= {"temperature": arguments.temperature, "seed": arguments.seed}
+    return translator.sample(lines, n, **given, first=first)
+
+
+def rows(
+    found: list[list[Translation]], arguments: argparse.Namespace, first: int
+) -> Iterator[str]:
+    """What is written about each translation."""
+    for number, several in enumerate(found, start=first + 1):
+        for one in several:
+            score = [f"{one.score:.4f}"] if arguments.scores else []
+            before = [str(number)] if arguments.n_best else []
+            yield "\t".join([*before, *score, one.text])
+
+
 def run_translate(arguments: argparse.Namespace) -> None:
     """A line out for every line in; at a bad line, those before it and an error."""
-    translator = Translator.from_pretrained(arguments.model, arguments.device)
-    name = "standard input"
-    stdin = binary(sys.stdin, name)
-    size = 1 if sys.stdin.isatty() else CHUNK
-    for chunk in translations(translator, decode_lines(stdin, name), name, size):
-        write(chunk)
+    if arguments.n_best and not arguments.sample:
+        if arguments.beam == 1:
+            arguments.beam = arguments.n_best
+        if arguments.beam < arguments.n_best:
+            raise ValueError(
+                f"--n-best {arguments.n_best} is more than --beam {arguments.beam}"
+            )
+    translator, done = load(arguments), 0
+    plain = not (arguments.n_best or arguments.sample or arguments.scores)
+    page = AttentionPage(arguments.attention) if arguments.attention else nullcontext()
+    with page:
+        for chunk in read_chunks(lambda *lines: checked(translator, *lines)):
+            if plain and not arguments.attention:
+                write(translator.translate(chunk, **options(arguments, len(chunk))))
+                continue
+            found = find(translator, chunk, arguments, done)
+            write(rows(found, arguments, done))
+            done += len(chunk)
+            if arguments.attention:
+                for line, (best, *_) in zip(chunk, found, strict=True):
+                    if line.strip():
+                        page.add(line, best, translator.attention(line, best.tokens))
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
-    """The BLEU of a split, and the signature that says which BLEU."""
-    translator = Translator.from_pretrained(arguments.model, arguments.device)
+    """The scores of a split, each with the signature that says which score it is."""
+    translator = load(arguments)
     source, target = trained_languages(arguments)
     corpus = corpus_folder(arguments.corpus)
     lines, references = load_pairs(corpus, source, target, arguments.split)
-    name, outputs = f"{arguments.split}.{source}", []
-    for chunk in translations(translator, lines, name):
-        outputs += chunk
-    score = bleu(outputs, references)
-    write([f"BLEU {score.value:.2f}  {score.signature}"])
+    outputs: list[str] = []
+    with bar() as progress:
+        checked_lines = checked(translator, lines, f"{arguments.split}.{source}")
+        for chunk in in_chunks(checked_lines, CHUNK):
+            outputs += translator.translate(chunk, **options(arguments, len(chunk)))
+            progress.update(len(chunk))
+    for name, metric in (
+        ("BLEU", bleu),
+        ("chrF", chrf),
+        ("tokenised BLEU", tokenized_bleu),
+    ):
+        score = metric(outputs, references)
+        write([f"{name} {score.value:.2f}  {score.signature}"])
+    between = bleu_interval(outputs, references)
+    low, high = between.mean - between.margin, between.mean + between.margin
+    write([f"BLEU, 95 % {low:.2f} to {high:.2f}  {between.signature}"])
 
 
 def trained_languages(arguments: argparse.Namespace) -> tuple[str, str]:
     """Source and target as given, or else as in the record of the training."""
     if arguments.source and arguments.target:
         return arguments.source, arguments.target
-    path = Path(arguments.model, RECORD)
+    path = find_model(arguments.model[0]) / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         trained = record["source"], record["target"]
@@ -663,6 +847,57 @@ def trained_languages(arguments: argparse.Namespace) -> tuple[str, str]:
             f"{path} does not say which languages these are: give --source and --target"
         ) from None
     return arguments.source or trained[0], arguments.target or trained[1]
+
+
+def pairs_of(
+    translator: Translator, lines: Iterable[str], name: str
+) -> Iterator[tuple[str, str]]:
+    """The two sides of each line. Raises ValueError, naming it, where there are not."""
+    for number, line in enumerate(lines, start=1):
+        sides = line.split("\t")
+        if len(sides) != 2:
+            raise ValueError(
+                f"{name}, line {number}: {len(sides) - 1} tabs, and there must be one, "
+                "between a sentence and its translation"
+            )
+        for _ in checked(translator, sides, f"{name}, line {number}, side"):
+            pass
+        yield sides[0], sides[1]
+
+
+def run_score(arguments: argparse.Namespace) -> None:
+    """log p of a translation, for every line in."""
+    translator = load(arguments)
+    for chunk in read_chunks(lambda *lines: pairs_of(translator, *lines)):
+        lines, translations = zip(*chunk, strict=True)
+        scores = translator.score(lines, translations, arguments.batch_size)
+        write(f"{score:.4f}" for score in scores)
+
+
+def run_average(arguments: argparse.Namespace) -> None:
+    """Write the mean of the weights of several models, or of a run's checkpoints."""
+    out, several = arguments.out, list(arguments.models)
+    if arguments.last:
+        if len(several) > 1:
+            raise ValueError(f"--last is for one run, and here are {len(several)}")
+        several = [str(path) for path in last_checkpoints(several[0], arguments.last)]
+    for name in (WEIGHTS, CONFIG, TOKENIZER, RECORD):
+        if (out / name).exists():
+            raise ValueError(f"{out} already holds {name}: choose another --out")
+    translator = average_pretrained(several)
+    prepare_out(out)
+    translator.save_pretrained(out)
+    trained = read_record(find_model(arguments.models[0]))
+    kept = [key for key in ("corpus", "source", "target") if key in trained]
+    record = {
+        "command": shlex.join([PROGRAM, *arguments.argv]),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        **{key: trained[key] for key in kept},
+        "averaged": several,
+    }
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    (out / RECORD).write_text(text, encoding="utf-8")
+    say(f"the mean of {len(several)} models is in {out}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,13 @@ from annotated_transformer import (
     Transformer,
     TransformerConfig,
     Translator,
+    checkpoints,
     cli,
     corpora,
+    evaluation,
 )
 from annotated_transformer.tokenizer import Tokenizer
+from annotated_transformer.translator import average_pretrained
 
 ADJECTIVES = {"red": "roter", "old": "alter"}
 NOUNS = {"dog": "Hund", "cat": "Kater", "fish": "Fisch"}
@@ -332,7 +336,7 @@ def test_translate_is_line_in_line_out(run, model):
 
 def test_thousands_of_lines_keep_their_order(run, model, monkeypatch):
     class Echo(Translator):
-        def translate(self, lines, batch_size=64):
+        def translate(self, lines, **_):
             return [line[::-1] for line in lines]
 
     monkeypatch.setattr(cli, "Translator", Echo)
@@ -346,28 +350,31 @@ def test_chunks_do_not_change_a_translation(run, model, monkeypatch):
     stdin = "".join(f"{line}\n" for line in ENGLISH).encode()
     whole = run("translate", "--model", model, stdin=stdin)
     monkeypatch.setattr(cli, "CHUNK", 5)
-    monkeypatch.setattr(cli.translations, "__defaults__", (5,))
     assert run("translate", "--model", model, stdin=stdin) == whole
 
 
 def test_evaluate_prints_bleu_and_signature(run, corpus, model, monkeypatch):
     class Oracle(Translator):
-        def translate(self, lines, batch_size=64):
+        def translate(self, lines, **_):
             return [dict(zip(ENGLISH, GERMAN, strict=True))[line] for line in lines]
 
     monkeypatch.setattr(cli, "Translator", Oracle)
     command = "evaluate", "--model", model, "--corpus", corpus, "--split", "test"
     code, out, err = run(*command)
     assert code == 0 and err == ""
-    assert out.startswith("BLEU 100.00  nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|")
-    assert out.count("\n") == 1
+    signature = "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:"
+    bleu, chrf, tokenised, between = out.splitlines()
+    assert bleu.startswith(f"BLEU 100.00  {signature}")
+    assert chrf.startswith("chrF 100.00  nrefs:1|case:mixed|eff:yes|nc:6|nw:0|")
+    assert tokenised.startswith("tokenised BLEU 100.00  nrefs:1|case:mixed|eff:no|tok:")
+    assert between.startswith("BLEU, 95 % 100.00 to 100.00  nrefs:1|bs:1000|seed:")
 
 
 def test_languages_given_go_before_those_of_the_record(run, corpus, model, monkeypatch):
     seen = []
 
     class Spy(Translator):
-        def translate(self, lines, batch_size=64):
+        def translate(self, lines, **_):
             seen.append(lines[0])
             return lines
 
@@ -385,6 +392,250 @@ def test_evaluate_takes_empty_lines(run, model, tmp_path):
     corpus = write_corpus(tmp_path / "gaps", test_en=text)
     command = "evaluate", "--model", model, "--corpus", corpus, "--split", "test"
     assert run(*command)[0] == 0
+
+
+def test_evaluate_scores_what_the_options_find(run, corpus, model):
+    options = "--beam", "3", "--alpha", "0", "--min-length", "4"
+    command = "evaluate", "--model", model, "--corpus", corpus, "--split", "test"
+    given = {"beam_size": 3, "alpha": 0.0, "min_length": 4}
+    outputs = Translator.from_pretrained(model).translate(ENGLISH, **given)
+    assert (
+        run(*command, *options)[1]
+        .splitlines()[1]
+        .startswith(f"chrF {evaluation.chrf(outputs, GERMAN).value:.2f}  ")
+    )
+
+
+# Ways to translate
+
+
+def text_of(lines):
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def test_an_answer_comes_before_the_next_question(model):
+    with process("translate", "--model", model) as running:
+        for line in ENGLISH[:3]:
+            running.stdin.write(line.encode() + b"\n")
+            running.stdin.flush()
+            assert running.stdout.readline().endswith(b"\n")
+        running.stdin.write(b"A dog")  # without its line end
+        assert running.communicate()[0].count(b"\n") == 1
+    assert running.returncode == 0
+
+
+def test_lines_arrive_as_they_are_there():
+    class Slow(io.BytesIO):
+        parts = [b"a\nb", b"c\n", b"d", b"\n\ne"]
+
+        def read1(self, size):
+            return self.parts.pop(0) if self.parts else b""
+
+    stream = cli.Arriving(Slow())
+    chunks = cli.in_chunks(stream, 9, lambda: not stream.waiting)
+    assert list(chunks) == [[b"a"], [b"bc"], [b"d", b""], [b"e"]]
+    stream = cli.Arriving(io.BytesIO(b"a\n" * 7))
+    chunks = cli.in_chunks(stream, 3, lambda: not stream.waiting)
+    assert [len(chunk) for chunk in chunks] == [3, 3, 1]
+
+
+def test_n_best_and_scores(run, model, monkeypatch):
+    lines = [*ENGLISH[:4], "", ENGLISH[5]]
+    found = Translator.from_pretrained(model).n_best(lines, 3, beam_size=4, alpha=0.5)
+    command = "translate", "--model", model, "--beam", "4", "--alpha", "0.5"
+    best = [f"{some[0].score:.4f}\t{some[0].text}" for some in found]
+    assert run(*command, "--scores", stdin=text_of(lines))[1].split("\n")[:-1] == best
+    every = [(i, one) for i, some in enumerate(found, start=1) for one in some]
+    texts = [f"{i}\t{one.text}" for i, one in every]
+    both = [f"{i}\t{one.score:.4f}\t{one.text}" for i, one in every]
+    command = *command, "--n-best", "3"
+    monkeypatch.setattr(cli, "CHUNK", 2)
+    assert run(*command, stdin=text_of(lines))[1].split("\n")[:-1] == texts
+    assert run(*command, "--scores", stdin=text_of(lines))[1].split("\n")[:-1] == both
+
+
+def test_n_best_decides_the_beam_where_none_is_given(run, model):
+    translator = Translator.from_pretrained(model)
+    (found,) = translator.n_best(ENGLISH[:1], 3, beam_size=3)
+    command = "translate", "--model", model, "--n-best", "3"
+    out = run(*command, stdin=text_of(ENGLISH[:1]))[1]
+    assert out.split("\n")[:-1] == [f"1\t{one.text}" for one in found]
+    code, out, err = run(*command, "--beam", "2", stdin=text_of(ENGLISH[:1]))
+    assert (code, out) == (1, "") and is_one_line(err)
+    assert "--n-best 3 is more than --beam 2" in err
+
+
+def test_conditions_reach_the_search(run, model):
+    options = {"prefixes": ["Ein Hund"] * 3, "min_length": 6}
+    expected = Translator.from_pretrained(model).translate(ENGLISH[:3], **options)
+    command = "translate", "--model", model, "--prefix", "Ein Hund", "--min-length", "6"
+    assert run(*command, stdin=text_of(ENGLISH[:3]))[1].split("\n")[:-1] == expected
+    assert all(text.startswith("Ein Hund") for text in expected)
+
+
+def test_samples_do_not_depend_on_chunks(run, model, monkeypatch):
+    command = "translate", "--model", model, "--sample", "--n-best", "2", "--seed", "4"
+    command = *command, "--temperature", "1.5"
+    whole = run(*command, stdin=text_of(ENGLISH[:5]))
+    translator = Translator.from_pretrained(model)
+    found = translator.sample(ENGLISH[:5], 2, 1.5, seed=4)
+    rows = [f"{i}\t{one.text}" for i, some in enumerate(found, 1) for one in some]
+    assert whole == (0, "".join(f"{row}\n" for row in rows), "")
+    monkeypatch.setattr(cli, "CHUNK", 2)
+    assert run(*command, stdin=text_of(ENGLISH[:5])) == whole
+
+
+@pytest.fixture(scope="module")
+def second(model, tmp_path_factory):
+    """Another model of the same tokenizer."""
+    translator = Translator.from_pretrained(model)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in translator.model.parameters():
+            parameter.normal_(std=0.7)
+    folder = tmp_path_factory.mktemp("models") / "second"
+    translator.save_pretrained(folder)
+    return folder
+
+
+def test_several_models_translate_together(run, model, second):
+    found = Translator.ensemble([model, second]).n_best(ENGLISH, beam_size=1)
+    expected = [f"{best.score:.4f}\t{best.text}" for (best,) in found]
+    command = "translate", "--model", model, "--model", second, "--scores"
+    code, out, err = run(*command, stdin=text_of(ENGLISH))
+    assert (code, out.split("\n")[:-1], err) == (0, expected, "")
+
+
+class Page(HTMLParser):
+    """What a page of heat maps says, and whether it asks for anything else."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tables, self.heads, self.asks, self.text = [], [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if tag == "table":
+            self.tables.append([])
+            self.heads.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag == "td" and "style" in attributes:
+            self.tables[-1][-1].append(float(attributes["style"].removeprefix("--w:")))
+        elif tag in ("script", "link", "img") or {"src", "href"} & attributes.keys():
+            self.asks.append(tag)
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_a_page_of_heat_maps(run, model, tmp_path):
+    path = tmp_path / "out.html"
+    lines = ["A <b>dog</b> & runs.", "", ENGLISH[1]]
+    command = "translate", "--model", model, "--beam", "2", "--attention", path
+    code, out, err = run(*command, stdin=text_of(lines))
+    translator = Translator.from_pretrained(model)
+    found = [best for (best,) in translator.n_best(lines, beam_size=2)]
+    assert (code, out.split("\n")[:-1], err) == (0, [one.text for one in found], "")
+    page = Page(text := path.read_text("utf-8"))
+    assert not page.asks and "url(" not in text and "http" not in text
+    assert lines[0] in page.text and "<b>" not in text and found[2].text in page.text
+    assert len(page.tables) == 2
+    for table, i in zip(page.tables, (0, 2), strict=True):
+        attention = translator.attention(lines[i], found[i].tokens)
+        shown = torch.tensor(table[1:])  # (T, S), below the row of the source
+        assert torch.allclose(shown, attention.weights.mean(dim=0), atol=1e-3)
+    code, out, err = run(*command, stdin=text_of(lines))
+    assert (
+        (code, out) == (1, "") and is_one_line(err) and "out.html: File exists" in err
+    )
+    assert path.read_text("utf-8") == text
+
+
+def test_score_is_log_p_of_each_line(run, model, second, monkeypatch):
+    monkeypatch.setattr(cli, "CHUNK", 5)
+    lines = [f"{e}\t{g}" for e, g in zip(ENGLISH, GERMAN, strict=True)]
+    lines += ["\t", "\tEin Hund.", "A dog.\t"]
+    sources, targets = zip(*(line.split("\t") for line in lines), strict=True)
+    for names in ([model], [model, second]):
+        scores = Translator.ensemble(names).score(sources, targets)
+        command = ["score", *(word for name in names for word in ("--model", name))]
+        code, out, err = run(*command, stdin=text_of(lines))
+        assert (code, err) == (0, "") and out.split("\n")[:-1][-3:-1] == [
+            "0.0000",
+            "-inf",
+        ]
+        printed = [float(line) for line in out.split("\n")[:-1]]
+        assert printed == pytest.approx(scores, abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        ("A dog.", "line 3: 0 tabs, and there must be one"),
+        ("A\tdog\tEin Hund", "line 3: 2 tabs"),
+        ("A dog.\t" + "Hund " * 200, "line 3, side, line 2: "),
+    ],
+)
+def test_score_writes_what_comes_before_a_bad_line(run, model, bad, message):
+    stdin = text_of(["A dog.\tEin Hund.", "A cat.\tEin Kater.", bad, "x\ty"])
+    code, out, err = run("score", "--model", model, stdin=stdin)
+    assert code == 1 and out.count("\n") == 2 and is_one_line(err)
+    assert f"standard input, {message}" in err
+
+
+# Averages
+
+
+def test_the_average_of_models_is_a_model(run, model, second, tmp_path):
+    out = tmp_path / "mean"
+    code, written, err = run("average", model, second, "--out", out)
+    assert (code, written) == (0, "") and err == f"the mean of 2 models is in {out}\n"
+    mean = Translator.from_pretrained(out).model.state_dict()
+    for name, value in average_pretrained([model, second]).model.state_dict().items():
+        assert torch.equal(mean[name], value)
+    record = json.loads((out / "record.json").read_text())
+    assert record["averaged"] == [str(model), str(second)] and record["source"] == "en"
+    assert run("translate", "--model", out, stdin=b"A dog.\n")[0] == 0
+    before = contents(out)
+    code, _, err = run("average", model, second, "--out", out)
+    assert code == 1 and is_one_line(err) and "already holds" in err
+    assert contents(out) == before
+
+
+@pytest.mark.slow
+def test_the_average_of_the_last_checkpoints_of_a_run(run, corpus, tmp_path):
+    trained = tmp_path / "run"
+    assert run(*train_arguments(corpus, trained, "--checkpoint-every", "1"))[0] == 0
+    paths = checkpoints.checkpoints(trained)[-3:]
+    assert run("average", trained, "--last", "3", "--out", tmp_path / "mean")[0] == 0
+    mean = Translator.from_pretrained(tmp_path / "mean").model.state_dict()
+    for name, value in average_pretrained(paths).model.state_dict().items():
+        assert torch.equal(mean[name], value)
+    record = json.loads((tmp_path / "mean/record.json").read_text())
+    assert record["averaged"] == [str(path) for path in paths]
+    command = "translate", "--model", paths[0]
+    assert run(*command, stdin=b"A dog.\n\n")[1].count("\n") == 2
+
+
+def test_average_refuses(run, model, second, tmp_path):
+    shutil.copytree(second, tmp_path / "heads")
+    config = json.loads((tmp_path / "heads/config.json").read_text())
+    (tmp_path / "heads/config.json").write_text(json.dumps(config | {"n_heads": 4}))
+    shutil.copytree(second, tmp_path / "pieces")
+    tokenizer = Tokenizer.train([line[::-1] for line in ENGLISH + GERMAN], 330)
+    tokenizer.save(tmp_path / "pieces/tokenizer.model")
+    for arguments, message in (
+        ([model, tmp_path / "heads"], "heads has another configuration than"),
+        ([model, tmp_path / "pieces"], "pieces has another tokenizer.model than"),
+        ([model, tmp_path / "nowhere"], "nowhere: no such folder"),
+        ([model, second, "--last", "2"], "--last is for one run, and here are 2"),
+        ([model, "--last", "2"], "has 0 checkpoints, and 2 are asked for"),
+    ):
+        code, out, err = run("average", *arguments, "--out", tmp_path / "mean")
+        assert (code, out) == (1, "") and is_one_line(err) and message in err
+        assert not (tmp_path / "mean").exists()
 
 
 def test_help_and_version(run):
@@ -554,7 +805,17 @@ def test_evaluate_refuses(run, corpus, model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["train"], ["translate"], ["evaluate"], ["sing"], ["--loud"]]
+    "arguments",
+    [
+        *([name] for name in ("train", "translate", "evaluate", "score", "average")),
+        [],
+        ["sing"],
+        ["--loud"],
+        ["translate", "--model", "m", "--beam", "0"],
+        ["translate", "--model", "m", "--alpha", "-1"],
+        ["translate", "--model", "m", "--temperature", "0"],
+        ["translate", "--model", "m", "--min-length", "-1"],
+    ],
 )
 def test_wrong_arguments_give_one_line_and_2(run, arguments):
     code, out, err = run(*arguments)
