@@ -2,13 +2,16 @@
 
 A process is started by fork, so that it need not load torch again: a second or so
 instead of several. A process that has run torch's autograd cannot be forked; a test
-that forks is therefore run in an interpreter of its own (`in_fresh_python`).
+that forks is therefore run in a process that has not (`in_fresh_python`).
 """
 
+import atexit
 import functools
+import importlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,28 +21,50 @@ TESTS = Path(__file__).parent
 
 
 def in_fresh_python(test):
-    """Run a test with tmp_path and simple arguments in a Python that can fork."""
+    """Run a test with tmp_path and simple arguments in a process that may fork."""
 
     @functools.wraps(test)
     def run(tmp_path, **arguments):
-        code = (
-            f"import pathlib, runs, {test.__module__} as module; runs.make_small();"
-            f"module.{test.__name__}.__wrapped__("
-            f"pathlib.Path({str(tmp_path)!r}), **{arguments!r})"
-        )
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
-        environment["PYTHONPATH"] = os.pathsep.join([str(TESTS.parent), str(TESTS)])
-        environment["ANNOTATED_TRANSFORMER_CACHE"] = str(tmp_path / "cache")
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            env=environment,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        log = tmp_path / "test.log"
+        call = [test.__module__, test.__name__, str(tmp_path), arguments, str(log)]
+        nursery = _nursery()
+        nursery.stdin.write(json.dumps(call) + "\n")
+        nursery.stdin.flush()
+        code = nursery.stdout.readline().strip()
+        print(log.read_text() if log.exists() else "")
+        assert code == "0"
 
     return run
+
+
+@functools.cache
+def _nursery():
+    """A Python that has imported everything and run nothing; it forks for each test."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    nursery = subprocess.Popen(
+        [sys.executable, "-c", "import runs; runs.make_small(); runs.serve()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    atexit.register(nursery.stdin.close)  # which ends it
+    return nursery
+
+
+def serve():
+    """Run each test that standard input names in a fork; answer with its exit code."""
+    for line in sys.stdin:
+        module, name, folder, arguments, log = json.loads(line)
+        test = getattr(importlib.import_module(module), name).__wrapped__
+        call = functools.partial(test, Path(folder), **arguments)
+        cache = {"ANNOTATED_TRANSFORMER_CACHE": f"{folder}/cache"}
+        try:
+            code = end(fork(call, log, **cache), 300)
+        except AssertionError as error:
+            code = error
+        print(code, flush=True)
 
 
 def make_small():
@@ -63,28 +88,75 @@ def train_arguments(out, *more):
     return [*text.split(), "--out", str(out), *more]
 
 
-def start(arguments, log, before=lambda: None, **environment):
-    """Run a command in a forked process; return its number. log: of both streams."""
+def fork(function, log, **environment):
+    """Call a function in a forked process, which ends with the code it returns.
+
+    Returns the number of the process. log: of both its streams.
+    """
     number = os.fork()
     if number:
         return number
+    code = 99
     try:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         os.environ.update(environment)
-        before()
-        from annotated_transformer import cli
-
-        code = cli.main(arguments)
+        code = function() or 0
         sys.stderr.flush()
     except BaseException:
         import traceback
 
         traceback.print_exc()
-        code = 99
+        sys.stderr.flush()
     finally:
         os._exit(code)
+
+
+def start(arguments, log, before=lambda: None, **environment):
+    """Run a command in a forked process; return its number."""
+
+    def run():
+        before()
+        from annotated_transformer import cli
+
+        return cli.main(arguments)
+
+    return fork(run, log, **environment)
+
+
+def together(function, log, world=2, **environment):
+    """Call function(rank) in `world` processes, as torchrun would start them.
+
+    Returns their numbers. log: each process writes to one with its rank added.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment["WORLD_SIZE"] = str(world)
+    return [
+        fork(
+            functools.partial(function, rank),
+            f"{log}{rank}",
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            **environment,
+        )
+        for rank in range(world)
+    ]
+
+
+def start_together(arguments, log, world=2, before=lambda rank: None):
+    """Run one command in `world` processes; return their numbers."""
+
+    def run(rank):
+        before(rank)
+        from annotated_transformer import cli
+
+        return cli.main(arguments)
+
+    return together(run, log, world)
 
 
 def end(number, timeout=120):
