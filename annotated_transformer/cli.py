@@ -43,6 +43,7 @@ from .corpora import (
 )
 from .evaluation import bleu, bleu_interval, chrf, tokenized_bleu
 from .grammar import write_corpus
+from .interop import to_ctranslate2, to_onnx
 from .model import Transformer, TransformerConfig
 from .token_arrays import TokenArrays, corpus_key, tokenize_once
 from .tokenizer import Tokenizer
@@ -271,6 +272,19 @@ def add_average(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", required=True, metavar="FOLDER", type=Path)
 
 
+def add_convert(command: argparse.ArgumentParser) -> None:
+    """The arguments of `convert`."""
+    command.set_defaults(run=run_convert)
+    command.add_argument("--model", required=True, help="as for translate")
+    command.add_argument("--to", required=True, choices=["ctranslate2", "onnx"])
+    command.add_argument("--out", required=True, metavar="FOLDER", type=Path)
+    command.add_argument(
+        "--quantization",
+        choices=["int8", "int16", "float16", "bfloat16"],
+        help="how ctranslate2 stores the weights (default: float32)",
+    )
+
+
 def build_parser() -> Parser:
     """The commands and their arguments."""
     parser = Parser(
@@ -286,6 +300,7 @@ def build_parser() -> Parser:
         ("evaluate", add_evaluate, "translate a split and print its BLEU and chrF"),
         ("score", add_score, "log-probabilities of given translations"),
         ("average", add_average, "one model with the mean weights of several"),
+        ("convert", add_convert, "a model for another runtime"),
     ):
         command = commands.add_parser(name, help=purpose, description=purpose)
         add_arguments(command)
@@ -898,6 +913,20 @@ def run_average(arguments: argparse.Namespace) -> None:
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
     (out / RECORD).write_text(text, encoding="utf-8")
     say(f"the mean of {len(several)} models is in {out}")
+
+
+def run_convert(arguments: argparse.Namespace) -> None:
+    """Write a model as another runtime reads it."""
+    out = arguments.out
+    if arguments.quantization and arguments.to != "ctranslate2":
+        raise ValueError("--quantization is for ctranslate2 alone")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is not empty: choose another --out")
+    translator = Translator.from_pretrained(arguments.model)
+    if arguments.to == "onnx":
+        to_onnx(translator, out)
+    else:
+        to_ctranslate2(translator, out, arguments.quantization)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
