@@ -349,6 +349,40 @@ def test_the_kernel_is_left_out_only_where_it_is_slower(monkeypatch):
         assert len(calls) == expected, (dtype, length, trains)
 
 
+def test_two_products_are_more_exact_than_the_definition():
+    """In bfloat16, values and gradients against float64; zeros without a key."""
+    tensors = heads(*[(8, 4, 20, 16)] * 3, dtype=torch.bfloat16)
+    mask = torch.rand(8, 1, 20, 20) < 0.7
+    mask[0, 0, 3] = False
+    exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    truth = scaled_dot_product_attention(*exact, mask)
+    upstream = torch.randn_like(truth).bfloat16()
+    true_gradients = torch.autograd.grad(truth, exact, upstream.double())
+    errors = {}
+    for attention in IMPLEMENTATIONS:
+        output = attention(*tensors, mask)
+        assert output.dtype == torch.bfloat16
+        assert (output[0, :, 3] == 0).all()
+        found = output, *torch.autograd.grad(output, tensors, upstream)
+        pairs = zip(found, (truth, *true_gradients), strict=True)
+        errors[attention] = [(a - b).norm() / b.norm() for a, b in pairs]
+    usual, ours = (errors[attention] for attention in IMPLEMENTATIONS)
+    assert all(a < 0.01 for a in ours)
+    assert all(a < 1.02 * b for a, b in zip(ours, usual, strict=True))
+    # The softmax is in float32, which the gradients of query and key show.
+    assert ours[1] < 0.98 * usual[1] and ours[2] < 0.98 * usual[2]
+
+
+def test_two_products_drop_the_same_weights_as_the_definition():
+    tensors = heads(*[(2, 3, 16, 8)] * 3, dtype=torch.bfloat16)
+    outputs = []
+    for attention in IMPLEMENTATIONS:
+        torch.manual_seed(1)
+        outputs.append(attention(*tensors, None, 0.5))
+    torch.testing.assert_close(*outputs, rtol=0.02, atol=0.02)
+    assert not torch.equal(outputs[0], scaled_dot_product_attention(*tensors))
+
+
 @SETTINGS
 @given(shape=st.tuples(sizes, sizes, sizes, sizes, sizes, sizes), seed=seeds)
 def test_fused_equals_readable_for_any_shape(shape, seed):
