@@ -41,7 +41,8 @@ def _optional(name: str) -> ModuleType:
 
 
 def _numpy(x: Tensor) -> np.ndarray:
-    return x.detach().cpu().float().numpy()
+    """A copy: CTranslate2 computes its 8-bit weights in the place of those it gets."""
+    return x.detach().cpu().float().numpy().copy()
 
 
 def _fill_norm(place, norm: nn.LayerNorm) -> None:

@@ -95,6 +95,16 @@ def test_ctranslate2_refuses_what_it_does_not_have(tokenizer, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("quantization", [None, "int8", "float16"])
+def test_converting_leaves_the_model_as_it_was(tokenizer, tmp_path, quantization):
+    pytest.importorskip("ctranslate2")
+    translator = make(tokenizer)
+    before = {n: value.clone() for n, value in translator.model.state_dict().items()}
+    to_ctranslate2(translator, tmp_path, quantization)
+    for name, value in translator.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
 @pytest.mark.parametrize("quantization, least", [("float16", 7), ("int8", 3)])
 def test_ctranslate2_in_fewer_bits(tokenizer, tmp_path, quantization, least):
     """Smaller, and close: half precision changes hardly anything, 8 bits a little."""
