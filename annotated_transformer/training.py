@@ -2,6 +2,7 @@
 """The training loop, its checkpoints and its processes (§5.2)."""
 
 import contextlib
+import gc
 import hashlib
 import math
 import os
@@ -320,6 +321,7 @@ def process_group(device: torch.device, timeout: float = 30.0) -> Iterator[None]
     try:
         dist.init_process_group(backend, timeout=timedelta(minutes=timeout))
         yield
+        dist.barrier()  # the first process may still have something to write
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
@@ -327,6 +329,7 @@ def process_group(device: torch.device, timeout: float = 30.0) -> Iterator[None]
             f"lost another process: it has ended, or was silent for {timeout:g} minutes"
         ) from error
     finally:
+        gc.collect()  # a wrapped model keeps the group's threads until it is gone
         if dist.is_initialized():
             dist.destroy_process_group()
 
