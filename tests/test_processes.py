@@ -229,6 +229,7 @@ def test_what_is_wrong_is_said_once(tmp_path):
     for number, (more, expected) in enumerate(
         (
             (["--corpus", "nowhere"], "nowhere"),
+            (["--out", "/proc/run"], "cannot write to /proc/run"),
             (["--warmup", "0"], "--warmup: '0' is not"),
             (["--dropout", "1.5"], "dropout is 1.5"),
             (["--accumulation", "1"], "2 processes need at least 2"),

@@ -520,6 +520,64 @@ def test_nothing_to_train_or_to_evaluate_on_is_an_error():
         list(train(model(), [], batches(), settings()))
 
 
+# Which model is best, and when it is saved
+
+
+def test_the_best_is_that_of_the_first_score_then_of_the_loss(tmp_path, monkeypatch):
+    losses, scores = [3.0, 2.0, 2.5, 2.0, 1.0], [1.0, 5.0, 5.0, 5.0, 4.0]
+    monkeypatch.setattr(training, "evaluate_loss", lambda *_: losses[at])
+    steps = []
+    config = settings(epochs=5, keep=1)
+    data = model(), batches(), batches(8), config
+    at = 0
+    for record in train(*data, lambda _: {"bleu": scores[at], "n": -at}, tmp_path):
+        steps.append(record["step"] if record["best"] else None)
+        at += 1
+    n = len(batches())
+    assert steps == [n, 2 * n, None, None, None]
+    assert read_state(checkpoints(tmp_path)[-1])[0].best == [5.0, -2.0]
+    names = [path.name for path in checkpoints(tmp_path)]
+    assert f"step-{2 * n:08}.safetensors" in names and len(names) == 2
+
+
+def test_a_checkpoint_when_its_time_has_come():
+    config = settings(checkpoint_minutes=2.0, checkpoint_every=None)
+    due = [training.is_due(7, seconds, config) for seconds in (0, 119, 120, 5000)]
+    assert due == [False, False, True, True]
+    never = settings(checkpoint_minutes=None)
+    assert not training.is_due(7, 1e9, never)
+
+
+def test_the_minutes_are_counted_from_the_last_checkpoint(tmp_path, monkeypatch):
+    """Reading the numbers in between must not put it off."""
+    seen, is_due = [], training.is_due
+    monkeypatch.setattr(training, "READ_EVERY", 0.0)
+
+    def watched(step, seconds, config):
+        seen.append(seconds)
+        return is_due(step, seconds, config)
+
+    monkeypatch.setattr(training, "is_due", watched)
+    config = settings(epochs=1, checkpoint_every=None, checkpoint_minutes=None)
+    list(train(model(), batches(n=60), batches(8), config, folder=tmp_path))
+    assert len(seen) > 3 and seen == sorted(seen)
+
+
+def test_a_run_that_is_stopped_leaves_the_model_in_eval_mode(tmp_path):
+    stopped = model(dropout=0.1)
+    data = stopped, batches(), batches(8), settings()
+    assert list(train(*data, folder=tmp_path, stop=lambda: True)) == []
+    assert not stopped.training and read_state(checkpoints(tmp_path)[-1])[0].step == 1
+
+
+def test_other_data_is_another_run(tmp_path):
+    data = model(), batches(), batches(8), settings()
+    list(train(*data, folder=tmp_path, stop=lambda: True))
+    other = TokenBatches(pairs(24, seed=5), 30, *SPECIAL)
+    with pytest.raises(ValueError, match="with (batches|target tokens) "):
+        list(train(model(), other, batches(8), settings(), folder=tmp_path))
+
+
 # What it costs, and what it writes down
 
 
