@@ -524,15 +524,17 @@ def test_nothing_to_train_or_to_evaluate_on_is_an_error():
 
 
 def test_the_best_is_that_of_the_first_score_then_of_the_loss(tmp_path, monkeypatch):
-    losses, scores = [3.0, 2.0, 2.5, 2.0, 1.0], [1.0, 5.0, 5.0, 5.0, 4.0]
-    monkeypatch.setattr(training, "evaluate_loss", lambda *_: losses[at])
-    steps = []
+    losses, scores = iter([3.0, 2.0, 2.5, 2.0, 1.0]), iter([1.0, 5.0, 5.0, 5.0, 4.0])
+    monkeypatch.setattr(training, "evaluate_loss", lambda *_: next(losses))
+    steps, counter = [], itertools.count()
+
+    def score(_):
+        return {"bleu": next(scores), "of no account": next(counter)}
+
     config = settings(epochs=5, keep=1)
     data = model(), batches(), batches(8), config
-    at = 0
-    for record in train(*data, lambda _: {"bleu": scores[at], "n": -at}, tmp_path):
+    for record in train(*data, score, tmp_path):
         steps.append(record["step"] if record["best"] else None)
-        at += 1
     n = len(batches())
     assert steps == [n, 2 * n, None, None, None]
     assert read_state(checkpoints(tmp_path)[-1])[0].best == [5.0, -2.0]
