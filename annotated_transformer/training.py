@@ -2,7 +2,6 @@
 """The training loop, its checkpoints and its processes (§5.2)."""
 
 import contextlib
-import gc
 import hashlib
 import math
 import os
@@ -329,7 +328,6 @@ def process_group(device: torch.device, timeout: float = 30.0) -> Iterator[None]
             f"lost another process: it has ended, or was silent for {timeout:g} minutes"
         ) from error
     finally:
-        gc.collect()  # a wrapped model keeps the group's threads until it is gone
         if dist.is_initialized():
             dist.destroy_process_group()
 
