@@ -124,7 +124,8 @@ def main() -> None:
         "commit": git_commit(),
         "date": datetime.now(timezone.utc).date().isoformat(),
         "device": f"one of {os.cpu_count()} CPU cores, {platform.machine()}",
-        "versions": {name: version(name) for name in packages},
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in packages},
         "model": {"command": run["command"], "parameters": run["parameters"]},
         "sentences": len(lines),
         "split": SPLIT,
