@@ -3,6 +3,7 @@
 import importlib
 import json
 
+import ctranslate2
 import pytest
 import torch
 
@@ -53,7 +54,6 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_ctranslate2_gives_the_same(tokenizer, tmp_path, shape):
-    ctranslate2 = pytest.importorskip("ctranslate2")
     translator = make(tokenizer, **SHAPES[shape])
     to_ctranslate2(translator, tmp_path)
     other = ctranslate2.Translator(str(tmp_path), intra_threads=1)
@@ -89,7 +89,6 @@ def among_what_may_be_chosen(translator, lines, outputs):
 
 
 def test_ctranslate2_refuses_what_it_does_not_have(tokenizer, tmp_path):
-    pytest.importorskip("ctranslate2")
     with pytest.raises(ValueError, match=r"d_k is 6: CTranslate2 takes .* \(8\) only"):
         to_ctranslate2(make(tokenizer, d_k=6), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -97,7 +96,6 @@ def test_ctranslate2_refuses_what_it_does_not_have(tokenizer, tmp_path):
 
 @pytest.mark.parametrize("quantization", [None, "int8", "float16"])
 def test_converting_leaves_the_model_as_it_was(tokenizer, tmp_path, quantization):
-    pytest.importorskip("ctranslate2")
     translator = make(tokenizer)
     before = {n: value.clone() for n, value in translator.model.state_dict().items()}
     to_ctranslate2(translator, tmp_path, quantization)
@@ -108,7 +106,6 @@ def test_converting_leaves_the_model_as_it_was(tokenizer, tmp_path, quantization
 @pytest.mark.parametrize("quantization, least", [("float16", 7), ("int8", 3)])
 def test_ctranslate2_in_fewer_bits(tokenizer, tmp_path, quantization, least):
     """Smaller, and close: half precision changes hardly anything, 8 bits a little."""
-    ctranslate2 = pytest.importorskip("ctranslate2")
     translator = make(tokenizer, d_model=64, d_ff=128)
     sizes, outputs = [], []
     for kind in (None, quantization):
@@ -128,7 +125,6 @@ def test_ctranslate2_in_fewer_bits(tokenizer, tmp_path, quantization, least):
     "changes", [{}, {"norm": "pre", "positions": "learned"}, {"d_k": 6, "d_v": 4}]
 )
 def test_onnx_gives_the_same(tokenizer, tmp_path, changes):
-    pytest.importorskip("onnxruntime")
     translator = make(tokenizer, **changes)
     to_onnx(translator, tmp_path)
     other = OnnxTranslator(tmp_path)
@@ -141,7 +137,6 @@ def test_onnx_gives_the_same(tokenizer, tmp_path, changes):
 
 
 def test_the_first_logits_of_onnx(tokenizer, tmp_path):
-    pytest.importorskip("onnxruntime")
     translator = make(tokenizer)
     to_onnx(translator, tmp_path)
     other, seen = OnnxTranslator(tmp_path), []
@@ -189,11 +184,8 @@ def test_what_is_not_installed_is_said_with_the_way_to_get_it(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "to, package", [("ctranslate2", "ctranslate2"), ("onnx", "onnx")]
-)
-def test_the_command_converts(tokenizer, tmp_path, to, package, capfd):
-    pytest.importorskip(package)
+@pytest.mark.parametrize("to", ["ctranslate2", "onnx"])
+def test_the_command_converts(tokenizer, tmp_path, to, capfd):
     make(tokenizer).save_pretrained(tmp_path / "model")
     out = tmp_path / "out"
     command = ["convert", "--model", str(tmp_path / "model"), "--to", to]
