@@ -6,8 +6,8 @@ translates the 1,000 sentences of test_2016_flickr with the model, with CTransla
 float32 and int8 and with onnxruntime, and counts the translations that are the same.
 Beams are compared without a length penalty, since CTranslate2 has another, and with at
 least one piece, since it never gives an empty translation. Processor time is taken of
-one pass of each, on one thread, in batches of 64 (`benchmarks/decoding_speed.py` is the
-race). Writes book/records/conversion_multi30k.json.
+one pass of each, on one thread, in batches of 64. Writes
+book/records/conversion_multi30k.json.
 """
 
 import argparse
