@@ -37,6 +37,31 @@ def test_the_result_is_the_records(page):
     assert result_paragraph() in on_one_line(page)
 
 
+def read_record(name):
+    return json.loads((ROOT / "book" / "records" / name).read_text(encoding="utf-8"))
+
+
+def test_the_run_on_the_embedded_corpus_is_the_records():
+    runs = sorted(read_record("grammar_run.json")["runs"], key=lambda run: run["seed"])
+    assert [run["seed"] for run in runs] == [0, 1, 2]
+    a, b, c = (run["exact"] for run in runs)
+    sentence = f"writes {a}, {b} and {c} of 1,000 unseen sentences without a mistake"
+    assert sentence in on_one_line("README.md")
+    assert max(run["seconds"] for run in runs) < 180
+    assert all(run["pronouns"] == 600 for run in runs)
+
+
+def test_the_speed_of_a_step_is_the_records():
+    """The best of each, as they come: without what keeps freed memory."""
+    best = {}
+    for row in read_record("training_speed_cpu.json")["table"]:
+        ours = row["system"].startswith("this package")
+        if not row["keep"]:
+            best[ours] = max(best.get(ours, 0), row["pace"])
+    sentence = f"is {best[True] / best[False]:.2f} times as fast as that of the fastest"
+    assert sentence in on_one_line("README.md")
+
+
 def test_the_cover_is_figure_1():
     command = [sys.executable, str(ROOT / "tools" / "cover.py"), "--check"]
     run = subprocess.run(command, capture_output=True, text=True)
