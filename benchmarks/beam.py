@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from multi30k import git_commit
+from recording import git_commit
 
 from annotated_transformer import Translator
 from annotated_transformer.corpora import load_pairs

@@ -17,7 +17,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from multi30k import git_commit
+from recording import git_commit
 
 from annotated_transformer import Translator, decoding
 from annotated_transformer.corpora import load_pairs

@@ -14,13 +14,14 @@ import json
 import os
 import platform
 import random
-import subprocess
 import sys
 from collections import Counter, defaultdict
 from datetime import datetime, timezone
 from itertools import combinations, islice
 from pathlib import Path
 from statistics import correlation
+
+from recording import git_commit
 
 from annotated_transformer.corpora import (
     DATA_VARIABLE,
@@ -51,13 +52,6 @@ CORPORA = {
     "korean_parallel_eval": (["ko"], ["jhe.dev", "jhe.eval", "news.dev", "news.test"]),
 }
 Pairs = tuple[list[str], list[str]]
-
-
-def git_commit() -> str:
-    """The commit of the code, with -dirty where files differ from it."""
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(git, check=True, capture_output=True, text=True)
-    return done.stdout.strip()
 
 
 def is_here(corpus: str, language: str, splits: list[str]) -> bool:

@@ -19,6 +19,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from recording import git_commit
+
 from annotated_transformer import Translator
 from annotated_transformer.corpora import load_pairs
 
@@ -35,14 +37,6 @@ def command(*arguments: str) -> str:
     if done.returncode:  # it has said why
         sys.exit(done.returncode)
     return done.stdout
-
-
-def git_commit() -> str:
-    """The commit of the code, with -dirty where files differ from it."""
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-    return subprocess.run(
-        git, check=True, capture_output=True, text=True
-    ).stdout.strip()
 
 
 def evaluate(out: Path, corpus: str) -> tuple[dict[str, float], str]:

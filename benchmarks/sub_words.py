@@ -29,6 +29,8 @@ from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
+from recording import git_commit
+
 from annotated_transformer.corpora import data_folder, load_pairs, read_lines
 from annotated_transformer.tokenizer import (
     Tokenizer,
@@ -56,14 +58,6 @@ DOCS = "python_docs_ko/pairs.clean.tsv.gz"
 FIRST = 4 + 256  # the first learned piece
 
 Lines = list[str]
-
-
-def git_commit() -> str:
-    """The commit of the code, with -dirty where files differ from it."""
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-    return subprocess.run(
-        git, check=True, capture_output=True, text=True
-    ).stdout.strip()
 
 
 def describe_split(pair: tuple[Lines, Lines]) -> dict:

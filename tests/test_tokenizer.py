@@ -289,8 +289,8 @@ def test_merges_of_texts_full_of_ties():
 
 
 def test_the_benchmark_s_faster_merges_are_the_same(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parent.parent)
-    learn_quickly = importlib.import_module("benchmarks.sub_words").learn_quickly
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    learn_quickly = importlib.import_module("sub_words").learn_quickly
     for lines in (grammar_lines(40, 8, "german"), ["aaab aab aaaa"] * 3):
         merges = ["".join(pair) for pair in learn_merges(lines, 10**6)]
         assert learn_quickly(lines, len(merges)) == merges
