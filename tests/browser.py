@@ -4,6 +4,7 @@ import base64
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -25,6 +26,14 @@ FLAGS = (
     "--host-resolver-rules=MAP * ~NOTFOUND",
 )
 
+# A page is there when it is loaded and its mathematics, if it has any, is set.
+SETTLED = (
+    "document.readyState === 'complete'"
+    " && (window.MathJax?.startup?.promise?.then(() => true) ?? true)"
+)
+# What the browser says of a question whose page has gone in the meantime.
+LEFT = "navigated or closed|context was destroyed|Cannot find context"
+
 
 def find_chromium() -> str:
     """The path of an installed Chromium or Chrome; $CHROMIUM names another one."""
@@ -34,6 +43,10 @@ def find_chromium() -> str:
     raise RuntimeError(
         "no Chromium found: `apt-get install chromium`, or set CHROMIUM to its path"
     )
+
+
+class PageLeft(RuntimeError):
+    """The page led on to another one while it was being asked."""
 
 
 class Browser:
@@ -77,15 +90,17 @@ class Browser:
 
     def call(self, method: str, **params) -> dict:
         """One command of the protocol, and its result."""
-        message = {"id": next(self._ids), "method": method, "params": params}
+        question = {"id": next(self._ids), "method": method, "params": params}
         if self._session:
-            message["sessionId"] = self._session
-        self._socket.send(json.dumps(message))
+            question["sessionId"] = self._session
+        self._socket.send(json.dumps(question))
         while True:
             answer = json.loads(self._socket.recv())
-            if answer.get("id") == message["id"]:
+            if answer.get("id") == question["id"]:
                 if "error" in answer:
-                    raise RuntimeError(f"{method}: {answer['error']['message']}")
+                    message = answer["error"]["message"]
+                    kind = PageLeft if re.search(LEFT, message) else RuntimeError
+                    raise kind(f"{method}: {message}")
                 return answer["result"]
             self._note(answer.get("method", ""), answer.get("params", {}))
 
@@ -119,16 +134,21 @@ class Browser:
         """Opens a page and waits until it and its mathematics are there."""
         self.complaints.clear()
         self.call("Page.navigate", url=url)
-        self.wait_for("document.readyState === 'complete'", f"{url} to load")
-        self.run("window.MathJax?.startup?.promise?.then(() => 0)")
+        self.wait_for(SETTLED, f"{url} to load")
 
     def wait_for(self, condition: str, what: str) -> None:
-        """Waits until a JavaScript condition holds."""
+        """Waits until a JavaScript condition holds, on whichever page is then shown."""
         deadline = time.monotonic() + self.timeout
-        while not self.run(condition):
+        while not self._holds(condition):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"waited {self.timeout:.0f} s for {what}")
             time.sleep(0.02)
+
+    def _holds(self, condition: str) -> bool:
+        try:
+            return bool(self.run(condition))
+        except PageLeft:  # the next page is asked next
+            return False
 
     def run(self, expression: str):
         """The value of a JavaScript expression; a promise is waited for."""

@@ -142,6 +142,17 @@ def test_the_first_page_leads_on(browser):
     assert not browser.complaints
 
 
+def test_a_page_left_while_it_is_asked_is_no_error(browser, tmp_path):
+    """Mathematics that never comes holds the question until the page leads on."""
+    (tmp_path / "first.html").write_text(
+        "<script>window.MathJax = {startup: {promise: new Promise(() => {})}};"
+        "setTimeout(() => location.replace('second.html'), 200);</script>"
+    )
+    (tmp_path / "second.html").write_text("<p>here</p>")
+    browser.visit((tmp_path / "first.html").as_uri())
+    assert browser.run("document.body.innerText") == "here"
+
+
 def test_search_works_from_disk(browser):
     browser.resize(1280)
     browser.visit((BOOK / "search.html").as_uri() + "?q=attention")
