@@ -21,7 +21,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, fields
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import sacrebleu
 import sentencepiece
@@ -31,6 +31,7 @@ from tqdm import tqdm
 import annotated_transformer
 
 from .attention_page import AttentionPage
+from .baselines import MODELS
 from .batching import TokenBatches
 from .checkpoints import METRICS, checkpoints, last_state
 from .corpora import (
@@ -44,7 +45,7 @@ from .corpora import (
 from .evaluation import bleu, bleu_interval, chrf, tokenized_bleu
 from .grammar import write_corpus
 from .interop import to_ctranslate2, to_onnx
-from .model import Transformer, TransformerConfig
+from .model import EncoderDecoder
 from .token_arrays import TokenArrays, corpus_key, tokenize_once
 from .tokenizer import Tokenizer
 from .training import (
@@ -131,6 +132,14 @@ def preset(text: str) -> str:
     return text
 
 
+def kind_of_model(text: str) -> str:
+    """An argument that names a kind of model."""
+    if text not in MODELS:
+        names = ", ".join(MODELS)
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {names}")
+    return text
+
+
 def device(text: str) -> torch.device:
     """An argument that names a device which is there."""
     try:
@@ -145,6 +154,13 @@ def add_train(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=run_train)
     add_corpus(command, required=True)
     command.add_argument("--out", required=True, metavar="FOLDER", type=Path)
+    command.add_argument(
+        "--model",
+        type=kind_of_model,
+        default="transformer",
+        metavar="KIND",
+        help=f"{', '.join(MODELS)} (default: transformer)",
+    )
     command.add_argument(
         "--config", type=preset, default="tiny", help="tiny (default), base or big"
     )
@@ -171,10 +187,12 @@ def add_train(command: argparse.ArgumentParser) -> None:
     )
 
 
-SHAPE = "d_model", "n_layers", "n_heads", "d_ff"  # of the model, where it is another
+# Of the model, where it is another; no kind of model has them all.
+SHAPE = "d_model", "n_layers", "n_heads", "d_ff", "d_hidden", "kernel_size"
 OPTIONS = [  # of a training run, for each configuration the same
     ("max_steps", positive, "end after so many steps (then --epochs counts if given)"),
     ("accumulation", positive, "batches in a step (default: one for each process)"),
+    ("rate", minutes, "that multiplies the learning rate (default: 1)"),
     ("smoothing", float, "of the labels (default: 0.1)"),
     ("seed", int, "default: 0"),
     ("bfloat16", bool, "matrix products in bfloat16"),
@@ -425,9 +443,7 @@ def run_train(arguments: argparse.Namespace) -> None:
         learn(arguments, *settings(arguments))
 
 
-def learn(
-    arguments: argparse.Namespace, config: TransformerConfig, training: TrainingConfig
-) -> None:
+def learn(arguments: argparse.Namespace, config: Any, training: TrainingConfig) -> None:
     """Learn the pieces, train, and keep the model with the best validation BLEU."""
     started, out = time.perf_counter(), arguments.out
     languages = arguments.source, arguments.target
@@ -447,7 +463,7 @@ def learn(
         for name, split in splits.items()
     )
     torch.manual_seed(training.seed)
-    model = Transformer(config).to(arguments.device)
+    model = MODELS[arguments.model](config).to(arguments.device)
     translator = Translator(model, tokenizer)
     val_lines = list(checked(translator, val_text[0], f"val.{arguments.source}"))
     require_work(model, batches, training)
@@ -457,7 +473,7 @@ def learn(
     announce(model, batches, training, arguments.device, found, done)
     started -= read_record(out).get("seconds", 0.0) if found else 0.0
 
-    def score(model: Transformer) -> dict:
+    def score(model: EncoderDecoder) -> dict:
         result = bleu(translator.translate(val_lines), val_text[1])
         return {"bleu": result.value, "signature": result.signature}
 
@@ -486,7 +502,7 @@ def ready(corpus: str, source: str, target: str) -> str:
     return folder
 
 
-def pieces(found: Path | None, split: Split, config: TransformerConfig) -> bytes:
+def pieces(found: Path | None, split: Split, config: Any) -> bytes:
     """The model of the tokenizer: that of the run which goes on, or a new one."""
     if found:
         return Tokenizer.load(found.with_name(TOKENIZER)).model
@@ -505,7 +521,7 @@ def keep_pieces(out: Path, tokenizer: Tokenizer) -> None:
 
 
 def announce(
-    model: Transformer,
+    model: EncoderDecoder,
     batches: TokenBatches,
     training: TrainingConfig,
     where: torch.device,
@@ -573,7 +589,7 @@ class Signals:
             raise SystemExit(128 + self.seen)
 
 
-def settings(arguments: argparse.Namespace) -> tuple[TransformerConfig, TrainingConfig]:
+def settings(arguments: argparse.Namespace) -> tuple[Any, TrainingConfig]:
     """The shape of the model and how it is trained, both checked."""
     run = {"accumulation": processes()[1], **RUNS[arguments.config]}
     for name in ("vocab_size", *(field.name for field in fields(TrainingConfig))):
@@ -581,9 +597,15 @@ def settings(arguments: argparse.Namespace) -> tuple[TransformerConfig, Training
             run[name] = getattr(arguments, name)
     if arguments.max_steps is not None and arguments.epochs is None:
         run["epochs"] = None
-    make = getattr(TransformerConfig, arguments.config)
+    shape = MODELS[arguments.model].config_type
     given = {name: getattr(arguments, name) for name in ("dropout", *SHAPE)}
     changes = {name: value for name, value in given.items() if value is not None}
+    for name in sorted(changes.keys() - {field.name for field in fields(shape)}):
+        flag = "--" + name.replace("_", "-")
+        raise ValueError(f"{flag} is not of a model of kind {arguments.model}")
+    if not hasattr(shape, arguments.config):
+        raise ValueError(f"{arguments.model} has no --config {arguments.config}")
+    make = getattr(shape, arguments.config)
     return make(run.pop("vocab_size"), **changes), TrainingConfig(**run)
 
 
@@ -620,7 +642,7 @@ def read_log(out: Path) -> list[dict]:
 
 def write_record(
     arguments: argparse.Namespace,
-    model: Transformer,
+    model: EncoderDecoder,
     pairs: int,
     training: TrainingConfig,
     seconds: float,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from .attention import attention_weights, padding_mask
 from .batching import pad
 from .layers import DecoderCache
-from .model import Transformer, TransformerConfig
+from .model import EncoderDecoder, Transformer
 
 __all__ = [
     "Predictor",
@@ -25,6 +25,8 @@ __all__ = [
     "draw",
     "greedy_search",
     "TransformerPredictor",
+    "RowPredictor",
+    "predictor_of",
     "Ensemble",
     "beam_search",
     "sample",
@@ -352,7 +354,7 @@ def draw(
 
 
 @contextmanager
-def _evaluating(models: Sequence[Transformer]) -> Iterator[None]:
+def _evaluating(models: Sequence[EncoderDecoder]) -> Iterator[None]:
     """Models in evaluation mode, and afterwards as they were."""
     modes = [model.training for model in models]
     for model in models:
@@ -364,7 +366,9 @@ def _evaluating(models: Sequence[Transformer]) -> Iterator[None]:
             model.train(mode)
 
 
-def _longest(models: Sequence[Transformer], src: Tensor, extra_length: int) -> Tensor:
+def _longest(
+    models: Sequence[EncoderDecoder], src: Tensor, extra_length: int
+) -> Tensor:
     """How long each output may be: its input and extra_length; (B,) int64.
 
     src: (B, S). Raises ValueError where a model does not cover so many positions.
@@ -383,7 +387,7 @@ def _longest(models: Sequence[Transformer], src: Tensor, extra_length: int) -> T
 
 @torch.inference_mode()
 def greedy_search(
-    model: Transformer, src: Tensor, extra_length: int = 50
+    model: EncoderDecoder, src: Tensor, extra_length: int = 50
 ) -> list[list[int]]:
     """The most probable next token at every step, until eos.
 
@@ -403,7 +407,7 @@ def greedy_search(
     with _evaluating([model]):
         src_mask = padding_mask(src, config.pad_id)  # (B, 1, 1, S)
         memory = model.encode(src, src_mask)  # (B, S, D), once
-        cache, step = DecoderCache(config.n_layers), 0
+        cache, step = model.new_cache(), 0
         while len(rows):
             hidden = model.decode(tokens[:, None], memory, src_mask, cache=cache)
             logits = model.logits(hidden[:, -1])  # (rows, V)
@@ -463,6 +467,51 @@ class TransformerPredictor:
         self.cache.select(rows)
 
 
+class RowPredictor:
+    """Any `EncoderDecoder` as a search sees it: every prefix is a row of its own.
+
+    model: in evaluation mode. src: (B, S) int64, as in `greedy_search`.
+    """
+
+    def __init__(self, model: EncoderDecoder, src: Tensor) -> None:
+        self.model = model
+        self.src_mask = padding_mask(src, model.config.pad_id)  # (B, 1, 1, S)
+        self.memory = model.encode(src, self.src_mask)  # (B, …)
+
+    def start(self) -> Tensor:
+        """As `Predictor.start`."""
+        self.cache, self.width = self.model.new_cache(), 1  # of the beam: K
+        bos = self.src_mask.new_full((len(self.memory), 1), 0, dtype=torch.int64)
+        return self.extend(bos, bos + self.model.config.bos_id)
+
+    def extend(self, parents: Tensor, tokens: Tensor) -> Tensor:
+        """As `Predictor.extend`. Never says that padding or bos comes next."""
+        config, width = self.model.config, tokens.size(1)
+        if self.cache.length:
+            first = torch.arange(len(parents), device=parents.device) * self.width
+            self.cache.select((first[:, None] + parents).flatten())
+        self.width = width
+        copies = [x.repeat_interleave(width, 0) for x in (self.memory, self.src_mask)]
+        hidden = self.model.decode(tokens.view(-1, 1), *copies, cache=self.cache)
+        log_probs = self.model.logits(hidden).float().log_softmax(dim=-1)
+        log_probs = log_probs.view(*tokens.shape, -1)  # (B, K, V)
+        log_probs[..., [config.pad_id, config.bos_id]] = -torch.inf
+        return log_probs
+
+    def keep(self, rows: Tensor) -> None:
+        """As `Predictor.keep`."""
+        places = torch.arange(self.width, device=rows.device)  # (K,)
+        first = rows[:, None] * self.width
+        self.cache.select((first + places).flatten())
+        self.memory, self.src_mask = self.memory[rows], self.src_mask[rows]
+
+
+def predictor_of(model: EncoderDecoder, src: Tensor) -> Predictor:
+    """The predictor that fits a model."""
+    kind = TransformerPredictor if isinstance(model, Transformer) else RowPredictor
+    return kind(model, src)
+
+
 class Ensemble:
     """The mean of what several predictors of one vocabulary say.
 
@@ -492,12 +541,12 @@ def _log_mean(log_probs: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(log_probs)).logsumexp(dim=0) - math.log(len(log_probs))
 
 
-Models = Transformer | Sequence[Transformer]
+Models = EncoderDecoder | Sequence[EncoderDecoder]
 
 
-def _as_list(models: Models) -> list[Transformer]:
+def _as_list(models: Models) -> list[EncoderDecoder]:
     """One model or several as a list. Raises ValueError unless they fit together."""
-    models = [models] if isinstance(models, Transformer) else list(models)
+    models = [models] if isinstance(models, EncoderDecoder) else list(models)
     if not models:
         raise ValueError("an ensemble of no models")
     for number, model in enumerate(models[1:], start=2):
@@ -512,7 +561,7 @@ def _as_list(models: Models) -> list[Transformer]:
 
 
 def _check_prefixes(
-    prefixes: Sequence[Sequence[int]], config: TransformerConfig, limit: Tensor
+    prefixes: Sequence[Sequence[int]], config: Any, limit: Tensor
 ) -> None:
     """Raises ValueError where no output can begin like this. limit: (B,)."""
     if len(prefixes) != len(limit):
@@ -529,14 +578,14 @@ def _check_prefixes(
 
 
 def _predictor(
-    models: list[Transformer],
+    models: list[EncoderDecoder],
     src: Tensor,
     limit: Tensor,
     min_length: int,
     prefixes: Sequence[Sequence[int]] | None,
 ) -> Predictor:
     """What the models say about src, (B, S), without what the caller has ruled out."""
-    several = [TransformerPredictor(model, src) for model in models]
+    several = [predictor_of(model, src) for model in models]
     predictor: Predictor = several[0] if len(several) == 1 else Ensemble(several)
     if prefixes is not None:
         _check_prefixes(prefixes, models[0].config, limit)
@@ -560,7 +609,7 @@ def beam_search(
 ) -> list[list[Hypothesis]]:
     """Beam search for the translations of a batch, as §6.1 has it.
 
-    models: one `Transformer`, or several of one vocabulary, whose probabilities are
+    models: one model, or several of one vocabulary, whose probabilities are
     averaged. src, extra_length: as `greedy_search`. beam_size, alpha, n_best and what
     is returned: as `search`. min_length: tokens, eos not counted, that a translation
     has at least. prefixes: B lists of tokens with which the translations begin.
@@ -620,7 +669,7 @@ def log_probability(
 
 
 def _teacher(
-    config: TransformerConfig, src: Tensor, outputs: Sequence[Sequence[int]]
+    config: Any, src: Tensor, outputs: Sequence[Sequence[int]]
 ) -> tuple[Tensor, Tensor]:
     """What the decoder reads and what it should say; (B, T) each."""
     if len(outputs) != len(src):
@@ -630,9 +679,35 @@ def _teacher(
     return tgt.to(src.device), labels.to(src.device)
 
 
+def _transformer_weights(model: Transformer, src: Tensor, tgt: Tensor) -> list[Tensor]:
+    """The weights of a Transformer's cross-attentions, (B, H, T, S) for each layer."""
+    attentions = [layer.cross_attention for layer in model.decoder.layers]
+    inputs: list[Tensor] = []
+    hooks = [
+        one.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+        for one in attentions
+    ]
+    src_mask = padding_mask(src, model.config.pad_id)  # (B, 1, 1, S)
+    try:
+        memory = model.encode(src, src_mask)  # (B, S, D)
+        model.decode(tgt, memory, src_mask)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    weights = []
+    for one, x in zip(attentions, inputs, strict=True):
+        query = one.split_heads(one.w_q(x))  # (B, H, T, d_k)
+        key, _ = one.w_kv(memory).split(one.widths, dim=-1)
+        weights.append(attention_weights(query, one.split_heads(key), src_mask))
+    return weights
+
+
 @torch.inference_mode()
 def cross_attention_weights(
-    model: Transformer, src: Tensor, outputs: Sequence[Sequence[int]], layer: int = -1
+    model: EncoderDecoder,
+    src: Tensor,
+    outputs: Sequence[Sequence[int]],
+    layer: int = -1,
 ) -> list[Tensor]:
     """Where the decoder looked when it chose each token.
 
@@ -640,26 +715,19 @@ def cross_attention_weights(
     decoder, -1 the last. Returns for each sentence (H, T, S): head h, row t, the
     weights with which the position that chose token t attended to the source; T counts
     the output's eos, S the source's. The model keeps nothing of it.
-    Raises ValueError where there is no such layer, or not an output for each sentence.
+    Raises ValueError where there is no such layer, where no layer attends to the
+    source, or not an output for each sentence.
     """
-    config = model.config
-    if not -config.n_layers <= layer < config.n_layers:
-        raise ValueError(f"layer is {layer}: the decoder has {config.n_layers}")
-    tgt, _ = _teacher(config, src, outputs)  # (B, T)
-    attention, inputs = model.decoder.layers[layer].cross_attention, []
-    hook = attention.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-    src_mask = padding_mask(src, config.pad_id)  # (B, 1, 1, S)
-    try:
-        with _evaluating([model]):
-            memory = model.encode(src, src_mask)  # (B, S, D)
-            model.decode(tgt, memory, src_mask)
-    finally:
-        hook.remove()
-    query = attention.split_heads(attention.w_q(inputs[0]))  # (B, H, T, d_k)
-    key, _ = attention.w_kv(memory).split(attention.widths, dim=-1)
-    weights = attention_weights(query, attention.split_heads(key), src_mask)
-    lengths = src_mask.sum(dim=-1).flatten().tolist()
+    tgt, _ = _teacher(model.config, src, outputs)  # (B, T)
+    with _evaluating([model]):
+        if isinstance(model, Transformer):
+            layers = _transformer_weights(model, src, tgt)
+        else:
+            layers = model.source_weights(src, tgt)  # (B, H, T, S) each
+    if not -len(layers) <= layer < len(layers):
+        raise ValueError(f"layer is {layer}: the decoder has {len(layers)}")
+    lengths = (src != model.config.pad_id).sum(dim=-1).tolist()
     return [
         of_one[:, : len(ids) + 1, :length]  # (H, T, S)
-        for of_one, ids, length in zip(weights, outputs, lengths, strict=True)
+        for of_one, ids, length in zip(layers[layer], outputs, lengths, strict=True)
     ]

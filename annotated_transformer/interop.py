@@ -15,7 +15,11 @@ from torch import Tensor, nn
 
 from .attention import padding_mask
 from .layers import LAYER_NORM_EPS, DecoderCache
-from .model import Transformer, TransformerConfig
+from .model import (
+    EncoderDecoder,
+    Transformer,
+    TransformerConfig,
+)
 from .tokenizer import Tokenizer
 from .translator import (
     CONFIG,
@@ -38,6 +42,14 @@ def _optional(name: str) -> ModuleType:
         raise RuntimeError(
             f"{name} is not installed: pip install 'annotated-transformer[serve]'"
         ) from None
+
+
+def _transformer(model: EncoderDecoder) -> Transformer:
+    """The same model. Raises ValueError where it is of another kind."""
+    if not isinstance(model, Transformer):
+        kind = model.config.kind
+        raise ValueError(f"a {kind} model: other runtimes take a transformer only")
+    return model
 
 
 def _numpy(x: Tensor) -> np.ndarray:
@@ -109,7 +121,7 @@ def to_ctranslate2(
     Raises ValueError for a shape that CTranslate2 does not have, RuntimeError where it
     is not installed.
     """
-    spec = _specification(translator.model)
+    spec = _specification(_transformer(translator.model))
     processor = translator.tokenizer.processor
     pieces = [processor.id_to_piece(i) for i in range(processor.vocab_size())]
     spec.register_source_vocabulary(pieces)
@@ -173,11 +185,11 @@ class _Step(nn.Module):
 def to_onnx(translator: Translator, directory: str | Path) -> None:
     """Write encoder.onnx and decoder.onnx, with configuration and tokenizer.
 
-    `OnnxTranslator` shows how the two are used. Raises RuntimeError where onnx is not
-    installed.
+    `OnnxTranslator` shows how the two are used. Raises ValueError for a model that is
+    no `Transformer`, RuntimeError where onnx is not installed.
     """
     _optional("onnx")
-    directory, model = Path(directory), translator.model.eval()
+    directory, model = Path(directory), _transformer(translator.model).eval()
     directory.mkdir(parents=True, exist_ok=True)
     n = model.config.n_layers
     past, memory, longer = (

@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -36,6 +37,7 @@ __all__ = [
     "TransformerConfig",
     "encoder_stack",
     "decoder_stack",
+    "EncoderDecoder",
     "Transformer",
 ]
 
@@ -87,6 +89,8 @@ class TransformerConfig:
 
     Raises ValueError, naming the field and its value, where a value makes no sense.
     """
+
+    kind: ClassVar[str] = "transformer"
 
     vocab_size: int  # V, in pieces: one vocabulary for both languages
     d_model: int = 512  # D, width of what every sub-layer is given and returns
@@ -184,13 +188,75 @@ def _residual(c: TransformerConfig) -> nn.Module:
     return NORMS[c.norm](c.d_model, c.dropout)
 
 
-class Transformer(nn.Module):
+class EncoderDecoder(nn.Module):
+    """What training and search ask of a model, whatever it is made of.
+
+    A subclass has a config, an embedding, and the three methods that are not written
+    here. config_type: the class of its configurations.
+    """
+
+    config_type: ClassVar[type]
+    config: Any
+    embedding: SharedEmbedding
+
+    def encode(self, src: Tensor, src_mask: Tensor | None) -> Tensor:
+        """src: (B, S) int64. Returns the memory, (B, …): all that `decode` sees of it.
+
+        src_mask: (B, 1, 1, S) bool, or None where nothing is padded.
+        """
+        raise NotImplementedError
+
+    def decode(
+        self, tgt: Tensor, memory: Tensor, src_mask: Tensor | None, *, cache=None
+    ) -> Tensor:
+        """Hidden states (B, T, D) that predict the token after each token of tgt.
+
+        tgt: (B, T) int64. With a cache, tgt holds the tokens that are new.
+        """
+        raise NotImplementedError
+
+    def new_cache(self):
+        """What `decode` keeps of a target's first tokens; none so far.
+
+        It has a length, the number of them, and a method select(rows), which keeps
+        these rows of the batch in this order: (B',) int64, dropped or repeated.
+        """
+        raise NotImplementedError
+
+    def source_weights(self, src: Tensor, tgt: Tensor) -> list[Tensor]:
+        """Where each position of tgt looks: of each layer that looks, (B, H, T, S).
+
+        Raises ValueError where no layer of the decoder attends to the source.
+        """
+        raise ValueError(f"a {self.config.kind} model has no attention to the source")
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden: (…, D). Returns (…, V): log-probabilities up to a constant."""
+        return self.embedding.logits(hidden)
+
+    def hidden(self, src: Tensor, tgt: Tensor) -> Tensor:
+        """Hidden states (B, T, D): `forward` without its last product."""
+        src_mask = padding_mask(src, self.config.pad_id)
+        memory = self.encode(src, src_mask)
+        return self.decode(tgt, memory, src_mask)
+
+    def forward(self, src: Tensor, tgt: Tensor) -> Tensor:
+        """src: (B, S) int64, tgt: (B, T) int64, both filled up with pad_id.
+
+        Returns logits (B, T, V): those at t are for token t + 1 of the target.
+        """
+        return self.logits(self.hidden(src, tgt))
+
+
+class Transformer(EncoderDecoder):
     """The encoder-decoder of Figure 1: source and target tokens → next-token logits.
 
     config: the shape. attention: the function of Eq. 1 that every head calls,
     `fused_attention` or, to read along, `scaled_dot_product_attention`; the results
     are the same.
     """
+
+    config_type = TransformerConfig
 
     def __init__(
         self,
@@ -249,19 +315,6 @@ class Transformer(nn.Module):
         x = self.embed(tgt, start=past)
         return self.decoder(x, memory, src_mask, tgt_mask, cache)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """hidden: (…, D). Returns (…, V): log-probabilities up to a constant."""
-        return self.embedding.logits(hidden)
-
-    def hidden(self, src: Tensor, tgt: Tensor) -> Tensor:
-        """Hidden states (B, T, D): `forward` without its last product."""
-        src_mask = padding_mask(src, self.config.pad_id)
-        memory = self.encode(src, src_mask)
-        return self.decode(tgt, memory, src_mask)
-
-    def forward(self, src: Tensor, tgt: Tensor) -> Tensor:
-        """src: (B, S) int64, tgt: (B, T) int64, both filled up with pad_id.
-
-        Returns logits (B, T, V): those at t are for token t + 1 of the target.
-        """
-        return self.logits(self.hidden(src, tgt))
+    def new_cache(self) -> DecoderCache:
+        """The keys and values of every layer, none so far."""
+        return DecoderCache(self.config.n_layers)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from .batching import Batch, TokenBatches
 from .checkpoints import Progress, RunFolder
 from .loss import projected_cross_entropy
-from .model import Transformer, TransformerConfig
+from .model import EncoderDecoder
 from .schedule import learning_rate
 
 __all__ = [
@@ -68,6 +68,7 @@ class TrainingConfig:
     epochs: int | None = 10  # times through the training pairs; None: see max_steps
     max_steps: int | None = None  # the last step, where the epochs do not end before
     warmup: int = 4000  # steps until the learning rate is highest (§5.3)
+    rate: float = 1.0  # by which the learning rate of §5.3 is multiplied
     smoothing: float = 0.1  # the paper's ε_ls (§5.4)
     adam_betas: tuple[float, float] = (0.9, 0.98)  # β1, β2 (§5.3)
     adam_eps: float = 1e-9  # ε (§5.3)
@@ -90,6 +91,7 @@ class TrainingConfig:
         self._require("max_steps", not endless, "a number where epochs is None")
         minutes = self.checkpoint_minutes
         self._require("checkpoint_minutes", minutes is None or minutes > 0, "positive")
+        self._require("rate", 0 < self.rate < math.inf, "positive")
         self._require("smoothing", 0 <= self.smoothing < 1, "in [0, 1)")
         betas = self.adam_betas
         inside = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
@@ -128,7 +130,7 @@ class Objective(nn.Module):
     smoothing: the paper's ε_ls; 0 to evaluate.
     """
 
-    def __init__(self, model: Transformer, smoothing: float) -> None:
+    def __init__(self, model: EncoderDecoder, smoothing: float) -> None:
         super().__init__()
         self.model, self.smoothing = model, smoothing
 
@@ -156,7 +158,7 @@ def batch_loss(objective: nn.Module, batch: Batch, bfloat16: bool = False) -> Te
 
 @torch.no_grad()
 def evaluate_loss(
-    model: Transformer, batches: Iterable[Batch], bfloat16: bool = False
+    model: EncoderDecoder, batches: Iterable[Batch], bfloat16: bool = False
 ) -> float:
     """Mean cross-entropy in nats a token, without smoothing and without dropout.
 
@@ -182,7 +184,7 @@ def processes() -> tuple[int, int]:
     return 0, 1
 
 
-def make_adam(model: Transformer, config: TrainingConfig) -> torch.optim.Adam:
+def make_adam(model: EncoderDecoder, config: TrainingConfig) -> torch.optim.Adam:
     """The paper's optimiser (§5.3) in its fused form, its state laid out at once.
 
     `update` sets the learning rate, and `found_inf`: once it is 1, no weight and no
@@ -276,7 +278,7 @@ class Cost(NamedTuple):
     seconds: float  # of training alone, if all batches go like the three tried out
 
 
-def cost(model: Transformer, batches: TokenBatches, config: TrainingConfig) -> Cost:
+def cost(model: EncoderDecoder, batches: TokenBatches, config: TrainingConfig) -> Cost:
     """What `train` is going to cost, from forward and backward passes of three batches.
 
     One of short, one of middling and one of long sentences, after one that is not
@@ -350,7 +352,7 @@ def shared(make: Callable[[], Any]) -> Any:
 
 
 def share_out(
-    step: int, groups: list, batches: TokenBatches, model: Transformer, seed: int
+    step: int, groups: list, batches: TokenBatches, model: EncoderDecoder, seed: int
 ) -> list[tuple[int, Batch]]:
     """This process's batches of a step, each with the seed of its dropout.
 
@@ -368,7 +370,7 @@ def share_out(
     return mine or [(0, Batch(*rows))]
 
 
-def wrap(model: Transformer, config: TrainingConfig) -> nn.Module:
+def wrap(model: EncoderDecoder, config: TrainingConfig) -> nn.Module:
     """The objective of a run, compiled if asked for, one of many if there are many."""
     objective = Objective(model, config.smoothing)
     if config.compile:
@@ -381,7 +383,7 @@ def wrap(model: Transformer, config: TrainingConfig) -> nn.Module:
     return together
 
 
-def run_tensors(model: Transformer, adam: torch.optim.Adam) -> dict[str, Tensor]:
+def run_tensors(model: EncoderDecoder, adam: torch.optim.Adam) -> dict[str, Tensor]:
     """The tensors that change in training, by name: weights and Adam's state."""
     tensors = {}
     for name, p in model.named_parameters():
@@ -395,7 +397,7 @@ OF_SAVING = "checkpoint_every", "checkpoint_minutes", "keep"  # the curve does n
 
 
 def run_settings(
-    model: TransformerConfig,
+    model: Any,
     config: TrainingConfig,
     batches: TokenBatches | None = None,
 ) -> dict:
@@ -406,6 +408,8 @@ def run_settings(
     settings = {**asdict(config), **model.to_dict()}
     for name in OF_SAVING:
         del settings[name]
+    if config.rate == 1.0:
+        del settings["rate"]  # as in checkpoints of before there was one
     if batches is not None:
         settings["batches"] = len(batches)
         settings["target tokens"] = batches.target_tokens(slice(None))
@@ -463,7 +467,7 @@ def take_stock(
 
 
 def require_work(
-    model: Transformer, batches: TokenBatches, config: TrainingConfig
+    model: EncoderDecoder, batches: TokenBatches, config: TrainingConfig
 ) -> None:
     """Raises ValueError where a run with these settings cannot begin."""
     _, world = processes()
@@ -495,10 +499,10 @@ def is_due(step: int, seconds: float, config: TrainingConfig) -> bool:
 
 
 def validate(
-    model: Transformer,
+    model: EncoderDecoder,
     validation: Iterable[Batch],
     config: TrainingConfig,
-    score: Callable[[Transformer], dict] | None,
+    score: Callable[[EncoderDecoder], dict] | None,
     progress: Progress,
     epoch: int,
 ) -> dict:
@@ -541,11 +545,11 @@ def describe_failure(bad: Step, n_batches: int, size: int) -> str:
 
 
 def train(
-    model: Transformer,
+    model: EncoderDecoder,
     batches: TokenBatches,
     validation: Iterable[Batch],
     config: TrainingConfig,
-    score: Callable[[Transformer], dict] | None = None,
+    score: Callable[[EncoderDecoder], dict] | None = None,
     folder: str | Path | None = None,
     about: dict | None = None,
     stop: Callable[[], bool] = lambda: False,
@@ -582,6 +586,7 @@ def train(
         since = saved = time.perf_counter()
         for step, epoch, groups in steps_from(progress.step + 1, batches, config):
             rate = learning_rate(step, model.config.d_model, config.warmup)
+            rate *= config.rate
             tokens = sum(map(batches.target_tokens, groups))
             mine = share_out(step, groups, batches, model, config.seed)
             loss, norm = update(objective, adam, mine, tokens, rate, config.bfloat16)

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .baselines import model_type
 from .batching import pad
 from .checkpoints import checkpoints, read_state
 from .corpora import stream_lines
@@ -29,7 +30,7 @@ from .decoding import (
     log_probability,
     sample,
 )
-from .model import Transformer, TransformerConfig
+from .model import EncoderDecoder
 from .tokenizer import Tokenizer
 
 __all__ = [
@@ -93,7 +94,8 @@ class _Saved(NamedTuple):
     """A model on the disk, its weights not read yet."""
 
     weights: Path
-    config: TransformerConfig
+    kind: type[EncoderDecoder]
+    config: Any
     tokenizer: Path
     prefix: str = ""  # of the names that the weights have in their file
 
@@ -102,32 +104,34 @@ def _open_model(name: str | Path) -> _Saved:
     path = find_model(name)
     if path.is_file():
         _, settings = read_state(path)
-        known = {field.name for field in fields(TransformerConfig)}
+        kind = model_type(settings)
+        known = {field.name for field in fields(kind.config_type)}
         values = {name: settings[name] for name in known & settings.keys()}
         if not (path.with_name(TOKENIZER)).is_file():
             raise ValueError(f"{path} has no {TOKENIZER} beside it")
-        config = TransformerConfig.from_dict(values)
-        return _Saved(path, config, path.with_name(TOKENIZER), "model.")
+        config = kind.config_type.from_dict(values)
+        return _Saved(path, kind, config, path.with_name(TOKENIZER), "model.")
     for part in (CONFIG, TOKENIZER, WEIGHTS):
         if not (path / part).is_file():
             raise ValueError(
                 f"{path} has no {part}: a model is a folder with {CONFIG}, "
                 f"{TOKENIZER} and {WEIGHTS}"
             )
-    return _Saved(path / WEIGHTS, _read_config(path / CONFIG), path / TOKENIZER)
+    return _Saved(path / WEIGHTS, *_read_config(path / CONFIG), path / TOKENIZER)
 
 
-def _read_config(path: Path) -> TransformerConfig:
+def _read_config(path: Path) -> tuple[type[EncoderDecoder], Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError("not a JSON object")
-        return TransformerConfig.from_dict(values)
+        kind = model_type(values)
+        return kind, kind.config_type.from_dict(values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _read_weights(saved: _Saved, model: Transformer) -> None:
+def _read_weights(saved: _Saved, model: EncoderDecoder) -> None:
     """Fill a float32 model from a file in any float type."""
     path, prefix = saved.weights, saved.prefix
     try:
@@ -172,7 +176,7 @@ _Result = TypeVar("_Result")
 
 
 class Translator:
-    """A `Transformer` with the `Tokenizer` it was trained with: text in, text out.
+    """A model with the `Tokenizer` it was trained with: text in, text out.
 
     others: more models of the same vocabulary; translations are then those of the
     ensemble. Raises ValueError where models and tokenizer do not belong together.
@@ -180,9 +184,9 @@ class Translator:
 
     def __init__(
         self,
-        model: Transformer,
+        model: EncoderDecoder,
         tokenizer: Tokenizer,
-        others: Sequence[Transformer] = (),
+        others: Sequence[EncoderDecoder] = (),
     ) -> None:
         for one in (model, *others):
             for name in ("vocab_size", "pad_id", "bos_id", "eos_id"):
@@ -445,7 +449,7 @@ class Translator:
         fit the others.
         """
         saved = _open_model(name)
-        model = Transformer(saved.config)
+        model = saved.kind(saved.config)
         _read_weights(saved, model)
         tokenizer = Tokenizer.load(saved.tokenizer)
         try:

@@ -159,6 +159,41 @@ def test_train_leaves_a_model_a_log_and_a_record(run, corpus, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["recurrent", "recurrent-attention"])
+def test_rivals_are_trained_and_translate(run, corpus, tmp_path, kind):
+    out = tmp_path / "run"
+    shape = ["--model", kind, "--d-model", "16", "--d-hidden", "24", "--max-steps", "4"]
+    arguments = train_arguments(corpus, out, *shape)
+    code, _, err = run(*arguments)
+    assert code == 0 and "epoch" in err
+    record = json.loads((out / "record.json").read_text())
+    assert record["config"]["kind"] == kind and record["config"]["d_hidden"] == 24
+    translator = Translator.from_pretrained(out)
+    for beam in ("1", "3"):
+        code, lines, _ = run(
+            *("translate", "--model", out, "--beam", beam), stdin=b"A red dog runs.\n"
+        )
+        expected = translator.translate(["A red dog runs."], beam_size=int(beam))
+        assert (code, lines) == (0, f"{expected[0]}\n")
+    (out / "record.json").unlink()
+    code, _, err = run(*train_arguments(corpus, out, "--max-steps", "4"))
+    assert code == 1 and is_one_line(err) and "give it the same settings" in err
+
+
+def test_what_a_kind_of_model_has_not(run, corpus, tmp_path):
+    for more, code, expected in (
+        (["--model", "gru"], 2, "'gru' is not one of transformer, recurrent, "),
+        (["--model", "recurrent", "--n-heads", "2"], 1, "--n-heads is not of a model"),
+        (["--kernel-size", "3"], 1, "--kernel-size is not of a model of kind transf"),
+        (["--model", "bytenet", "--config", "big"], 1, "bytenet has no --config big"),
+        (["--model", "convs2s", "--kernel-size", "2"], 1, "kernel_size is 2: it must"),
+    ):
+        found, out, err = run(*train_arguments(corpus, tmp_path / "run", *more))
+        assert (found, out) == (code, "") and is_one_line(err) and expected in err, more
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights(run, corpus, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         more = ["--seed", seed, "--epochs", "1"]
