@@ -74,14 +74,14 @@ class BaselineConfig:
 
     def _rules(self) -> Iterator[tuple[str, bool, str]]:
         special = "pad_id", "bos_id", "eos_id"
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for each in fields(self):
+            name, value = each.name, getattr(self, each.name)
             whole = isinstance(value, int) and not isinstance(value, bool)
-            if field.name in special:
+            if name in special:
                 inside = whole and 0 <= value < self.vocab_size
-                yield field.name, inside, f"an integer in [0, {self.vocab_size})"
-            elif field.type is int:
-                yield field.name, whole and value >= 1, "a positive integer"
+                yield name, inside, f"an integer in [0, {self.vocab_size})"
+            elif each.type is int:
+                yield name, whole and value >= 1, "a positive integer"
         number = isinstance(self.dropout, int | float)
         yield "dropout", number and 0 <= self.dropout < 1, "a probability in [0, 1)"
         apart = self.pad_id not in (self.bos_id, self.eos_id)
@@ -111,7 +111,7 @@ class BaselineConfig:
         values = dict(values)
         if (kind := values.pop("kind", cls.kind)) != cls.kind:
             raise ValueError(f"kind is {kind!r}: it must be {cls.kind!r}")
-        unknown = sorted(values.keys() - {field.name for field in fields(cls)})
+        unknown = sorted(values.keys() - {each.name for each in fields(cls)})
         if unknown:
             raise ValueError(f"unknown configuration field: {', '.join(unknown)}")
         if "vocab_size" not in values:
