@@ -208,6 +208,15 @@ def test_without_dropout_training_is_evaluation(kind):
         assert same == (dropout == 0.0)
 
 
+def test_dropout_is_on_both_embeddings(kind):
+    model, dropped = make(kind, dropout=0.5), []
+    model.dropout.register_forward_hook(lambda *call: dropped.append(call[1][0]))
+    src, tgt = batch()
+    model(src, tgt)
+    widths = [x.shape[:2] for x in dropped if x.size(-1) == model.config.d_model]
+    assert src.shape in widths and tgt.shape in widths
+
+
 @pytest.mark.parametrize("steps", [[1] * 10, [3, 1, 4, 2], [10]])
 def test_step_by_step_is_all_at_once(kind, steps):
     model = vivid(kind)
