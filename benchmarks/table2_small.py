@@ -126,14 +126,19 @@ def operations(model: nn.Module, batch) -> int:
 def training(model, data: Data, sizes: dict, rate: float, seed: int, steps: int):
     """Train step by step: yields each step's number and seconds, the model after it."""
     config = TrainingConfig(
-        sizes["max_tokens"], epochs=None, max_steps=steps, seed=seed, rate=rate
+        sizes["max_tokens"],
+        epochs=None,
+        max_steps=steps,
+        warmup=sizes["warmup"],
+        rate=rate,
+        seed=seed,
     )
     batches, adam = data.batches(seed), make_adam(model, config)
     objective = Objective(model, config.smoothing).train()
     seconds = 0.0
     for step, _, groups in steps_from(1, batches, config):
         tokens = sum(map(batches.target_tokens, groups))
-        lr = rate * learning_rate(step, model.config.d_model, sizes["warmup"])
+        lr = config.rate * learning_rate(step, model.config.d_model, config.warmup)
         mine = share_out(step, groups, batches, model, seed)
         started = time.process_time()
         loss, norm = update(objective, adam, mine, tokens, lr)
