@@ -8,7 +8,7 @@ it kept so many, by greedy search and with a beam of 4 (α 0.6), on the validati
 and on every test set of its corpus; a model of another corpus also on Multi30k's
 test_2016_flickr. Of each the four scores and the interval that `annotated-transformer
 evaluate` prints. Then --samples translations of test sentences, drawn by a fixed seed,
-whatever they look like, by the setting that is best on the validation set.
+whatever they look like, greedily by the weights that are best so on the validation set.
 
 Writes --record (book/records/CORPUS_SOURCE_TARGET_NAME.json if not given, NAME from
 --name): the run's own record.json, its curve, and all of this. A run that was broken
@@ -72,7 +72,7 @@ def words(line: str) -> list[str]:
     return re.findall(r"\w+", line.lower())
 
 
-def sample(run: dict, translate, split: str, n: int) -> list[dict]:
+def sample(run: dict, translator: Translator, split: str, n: int) -> list[dict]:
     """Test sentences drawn by SAMPLE_SEED, with reference and translation.
 
     unseen: the words of the source that the training text does not have.
@@ -82,7 +82,7 @@ def sample(run: dict, translate, split: str, n: int) -> list[dict]:
     trained_on, _ = load_pairs(*languages, "train")
     known = {word for line in trained_on for word in words(line)}
     lines = sorted(random.Random(SAMPLE_SEED).sample(range(len(sources)), n))
-    outputs = translate([sources[i] for i in lines])
+    outputs = translator.translate([sources[i] for i in lines])
     return [
         {
             "line": i + 1,
@@ -132,13 +132,9 @@ def main() -> None:
             rows.append(row | score(outputs, references))
             print(rows[-1], file=sys.stderr)
     best = max(
-        (row for row in rows if row["split"] == "val"), key=lambda row: row["bleu"]
+        (row for row in rows if (row["split"], row["beam"]) == ("val", 1)),
+        key=lambda row: row["bleu"],
     )
-
-    def translate(lines: list[str]) -> list[str]:
-        beam = {"beam_size": best["beam"], "alpha": ALPHA}
-        return several[best["averaged"]].translate(lines, **beam)
-
     record = {
         **run,
         "scoring": f"python benchmarks/translation.py {arguments.run}",
@@ -147,10 +143,12 @@ def main() -> None:
         "curve": curve(arguments.run),
         "alpha": ALPHA,
         "scores": rows,
-        "best": {name: best[name] for name in ("averaged", "beam")},
+        "best_average": best["averaged"],
         "sample_seed": SAMPLE_SEED,
         "sample_split": splits[1][1],
-        "samples": sample(run, translate, splits[1][1], arguments.samples),
+        "samples": sample(
+            run, several[best["averaged"]], splits[1][1], arguments.samples
+        ),
     }
     name = "_".join([corpus, *languages, arguments.name]) + ".json"
     path = arguments.record or ROOT / "book" / "records" / name
