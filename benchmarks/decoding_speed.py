@@ -70,6 +70,14 @@ SYSTEMS = {
 class System:
     """What they share: groups of sentences, one after the other or side by side."""
 
+    device = "cpu"
+
+    def to(self, device: str) -> "System":
+        """Move its model."""
+        self.device = device
+        self.model.to(device)
+        return self
+
     def translate(
         self, ids: list[list[int]], beam: int, extra: int, workers: int, batch: int
     ) -> list[list[int]]:
@@ -95,12 +103,19 @@ class System:
         return outputs
 
 
+def model_of(source: Path | Transformer) -> Transformer:
+    """A model, or the one in a folder."""
+    if isinstance(source, Transformer):
+        return source
+    return Translator.from_pretrained(source).model
+
+
 class Here(System):
     """This package. kind: of the numbers that it computes with."""
 
-    def __init__(self, folder: Path, kind: str) -> None:
-        translator = Translator.from_pretrained(folder)
-        self.model, self.config = translator.model, translator.model.config
+    def __init__(self, source: Path | Transformer, kind: str) -> None:
+        self.model = model_of(source)
+        self.config = self.model.config
         if kind == "bfloat16":
             self.model.bfloat16()
         elif kind == "int8":
@@ -112,6 +127,7 @@ class Here(System):
     def __call__(self, group: list[list[int]], beam: int, extra: int) -> list:
         config = self.config
         src = pad([[*ids, config.eos_id] for ids in group], config.pad_id)
+        src = src.to(self.device)
         if beam == 1:
             return greedy_search(self.model, src, extra)
         options = {"alpha": 0.0, "extra_length": extra}
@@ -124,10 +140,10 @@ class HuggingFace(System):
 
     implementation = "sdpa"
 
-    def __init__(self, folder: Path, kind: str) -> None:
+    def __init__(self, source: Path | Transformer, kind: str) -> None:
         from transformers import MarianConfig, MarianMTModel
 
-        model = Translator.from_pretrained(folder).model
+        model = model_of(source)
         c = self.config = model.config
         stacks = {
             f"{stack}_{name}": value
@@ -197,7 +213,7 @@ class HuggingFace(System):
     @torch.inference_mode()
     def __call__(self, group: list[list[int]], beam: int, extra: int) -> list:
         c = self.config
-        src = pad([[*ids, c.eos_id] for ids in group], c.pad_id)
+        src = pad([[*ids, c.eos_id] for ids in group], c.pad_id).to(self.device)
         found = self.model.generate(
             input_ids=src,
             attention_mask=(src != c.pad_id).long(),
