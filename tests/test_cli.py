@@ -650,7 +650,7 @@ TRAIN = {
     "unknown corpus": ({"corpus": "multi31k"}, 1, "unknown corpus 'multi31k'"),
     "missing folder": ({"corpus": "no/such/folder"}, 1, "no/such/folder"),
     "unknown language": ({"target": "xx"}, 1, "no train.xx"),
-    "unknown --config": ({"config": "huge"}, 2, "'huge' is not one of tiny, base"),
+    "unknown --config": ({"config": "huge"}, 2, "'huge' is not one of tiny, paper"),
     "no --out": ({"out": None}, 2, "--out"),
     "not a number": ({"epochs": "many"}, 2, "--epochs: 'many' is not a positive"),
     "zero epochs": ({"epochs": "0"}, 2, "--epochs: '0' is not a positive"),
