@@ -499,7 +499,7 @@ def learn(
         record(finished=True)
         say(f"kept step {best_of(read_log(out))['step']} in {out}")
         if "step_tokens" in RUNS[arguments.config]:
-            say(f"scored as in §6.1: {as_in_the_paper(out, training)}")
+            say(f"scored as in §6.1: {as_in_the_paper(arguments, training.keep)}")
 
 
 def ready(corpus: str, source: str, target: str) -> str:
@@ -614,12 +614,14 @@ def settings(arguments: argparse.Namespace) -> tuple[TransformerConfig, Training
     return make(run.pop("vocab_size"), **changes), TrainingConfig(**run)
 
 
-def as_in_the_paper(out: Path, training: TrainingConfig) -> str:
+def as_in_the_paper(arguments: argparse.Namespace, averaged: int) -> str:
     """The commands that average a run's last checkpoints and score the mean (§6.1)."""
-    mean = shlex.quote(f"{out}-mean")
-    first = f"average {shlex.quote(str(out))} --last {training.keep} --out {mean}"
-    second = f"evaluate --model {mean} --split test --beam 4 --alpha 0.6"
-    return f"{PROGRAM} {first} && {PROGRAM} {second}"
+    run, mean = str(arguments.out), f"{arguments.out}-mean"
+    first = ["average", run, "--last", str(averaged), "--out", mean]
+    text = ["--corpus", arguments.corpus, "--split", "test"]
+    text += ["--source", arguments.source, "--target", arguments.target]
+    second = ["evaluate", "--model", mean, *text, "--beam", "4", "--alpha", "0.6"]
+    return " && ".join(shlex.join([PROGRAM, *words]) for words in (first, second))
 
 
 def best_of(log: list[dict]) -> dict:

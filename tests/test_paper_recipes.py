@@ -36,8 +36,9 @@ def test_the_numbers_are_the_papers(name):
     assert (training.warmup, training.smoothing) == (4000, 0.1)
     assert (training.adam_betas, training.adam_eps) == ((0.9, 0.98), 1e-9)
     assert (training.checkpoint_minutes, training.keep) == (10.0, averaged)
-    scored = cli.as_in_the_paper(Path("a run"), training)
-    assert f"average 'a run' --last {averaged}" in scored
+    scored = cli.as_in_the_paper(parse(name, "--out", "a run"), training.keep)
+    assert f"average 'a run' --last {averaged} --out 'a run-mean' && " in scored
+    assert "--corpus wmt14 --split test" in scored
     assert scored.endswith("--beam 4 --alpha 0.6")
 
 
