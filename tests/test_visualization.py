@@ -104,6 +104,8 @@ def test_joined_rows_still_sum_to_one():
     for weights in whole.maps:
         assert weights.shape == (2, 3, 5, 5)
         torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, 5))
+    tier = made().maps.decoder[:, :, 1:3, 2:4].sum(dim=-1).mean(dim=-1)
+    torch.testing.assert_close(whole.maps.decoder[:, :, 1, 2], tier)
     given = joined(made(), "The animal sleeps .".split(), "Das Tier schläft.".split())
     assert given.source == whole.source
     assert given.target == ["Das", "Tier", "schläft.", "</s>"]
@@ -422,6 +424,8 @@ def test_the_keyboard_reaches_everything(shown, browser):
     assert shown.text(".what").endswith("layer 3, mean of the heads")
     shown.press("ArrowUp", "Tab", "ArrowLeft")
     assert shown.text(".what").startswith("Decoder self-attention, layer 2, mean")
+    assert shown.all("ol.queries .word") == joined(ATTENTIONS[0]).target
+    assert shown.all("ol.keys .word") == joined(ATTENTIONS[0]).read
     shown.press("ArrowLeft")
     assert shown.text(".what").startswith("Encoder self-attention, layer 2, mean")
     shown.press("Tab", "ArrowRight", "ArrowDown")
