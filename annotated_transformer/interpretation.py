@@ -222,7 +222,7 @@ def linear_probe(
     are scaled to mean 0 and deviation 1 on the training side. decay: of the squared
     weights. Deterministic: it starts at zero, and its loss has one minimum.
     """
-    (x, y), (x_test, y_test) = ((v.double(), c) for v, c in (train, test))
+    (x, y), (x_test, y_test) = ((v.detach().double(), c) for v, c in (train, test))
     mean, deviation = x.mean(dim=0), x.std(dim=0).clamp(min=1e-6)
     x, x_test = (x - mean) / deviation, (x_test - mean) / deviation
     weight = torch.zeros(x.size(1), int(y.max()) + 1, dtype=torch.float64)
