@@ -47,31 +47,36 @@ def at(positions: Sequence[Sequence[int]], length: int) -> Tensor:
     return mask
 
 
-def _of_heads(heads: Iterable[int] | None, n_heads: int) -> Tensor:
+def _of_heads(heads: Sequence[int] | None, n_heads: int) -> Tensor:
     """Which heads are meant, all where it is not said; (H, 1, 1) bool."""
-    numbers = list(range(n_heads) if heads is None else heads)
+    numbers = range(n_heads) if heads is None else heads
     for head in numbers:
         if not 0 <= head < n_heads:
             raise ValueError(f"head is {head}: it must be from 0 to {n_heads - 1}")
     return at([numbers], n_heads)[0, :, None, None]
 
 
-def _links(heads, rows: Tensor, columns: Tensor, query: Tensor, key: Tensor) -> Tensor:
+def _links(
+    heads: Sequence[int] | None,
+    rows: Tensor,
+    columns: Tensor,
+    query: Tensor,
+    key: Tensor,
+) -> Tensor:
     """Where the links are: (B, H, T, S) bool."""
-    for name, mask, n in (
-        ("rows", rows, query.size(2)),
-        ("columns", columns, key.size(2)),
-    ):
+    sides = ("rows", rows, query.size(2)), ("columns", columns, key.size(2))
+    for name, mask, n in sides:
         if mask.size(-1) != n:
             raise ValueError(f"{name} are {mask.size(-1)} positions, and there are {n}")
+    rows, columns = rows.to(query.device), columns.to(query.device)
     links = rows[:, None, :, None] & columns[:, None, None, :]  # (B, 1, T, S)
-    return (links & _of_heads(heads, query.size(1))).to(query.device)
+    return links & _of_heads(heads, query.size(1)).to(query.device)
 
 
 def cut_links(
     rows: Tensor,
     columns: Tensor,
-    heads: Iterable[int] | None = None,
+    heads: Sequence[int] | None = None,
     attention: Attend = fused_attention,
 ) -> Attend:
     """Eq. 1 with the score of some links at −∞.
@@ -93,13 +98,13 @@ def move_links(
     rows: Tensor,
     columns: Tensor,
     to: Tensor,
-    heads: Iterable[int] | None = None,
+    heads: Sequence[int] | None = None,
 ) -> Attend:
     """Eq. 1 with the weight of some links given to others.
 
     rows, columns, heads: as `cut_links`. to: (B, S) bool, the keys that get the weight
     which the row had on columns, in equal parts. Calling it raises ValueError where the
-    sizes do not fit, or where there is no key to give the weight to.
+    sizes do not fit, or where there is no key to give the weight to, or a hidden one.
     """
 
     def attend(query, key, value, mask=None, dropout=0.0):
@@ -108,6 +113,8 @@ def move_links(
         given = _links(heads, rows, to, query, key)
         if (taken.any(-1) & ~given.any(-1)).any():
             raise ValueError("a link is to be moved, and there is no key to move it to")
+        if mask is not None and (given & ~mask).any():
+            raise ValueError("a link is to be moved to a key that the mask hides")
         moved = weights.masked_fill(~taken, 0).sum(dim=-1, keepdim=True)
         share = given / given.sum(dim=-1, keepdim=True).clamp(min=1)
         weights = weights.masked_fill(taken, 0) + moved * share
@@ -120,7 +127,7 @@ Head = tuple[str, int, int]  # kind of attention, layer, head; both from 0
 
 
 def cut_heads(
-    heads: Iterable[int] | None = None, attention: Attend = fused_attention
+    heads: Sequence[int] | None = None, attention: Attend = fused_attention
 ) -> Attend:
     """Eq. 1 with zeros for the result of some heads; of all if none is named."""
 
@@ -141,9 +148,12 @@ def all_heads(model: Transformer) -> list[Head]:
 def without_heads(
     model: Transformer, heads: Iterable[Head]
 ) -> AbstractContextManager[None]:
-    """A context in which these heads of a model give zeros. Raises ValueError where the
-    model has no such head."""
-    known, cut = set(all_heads(model)), {}
+    """A context in which these heads of a model give zeros.
+
+    Raises ValueError where the model has no such head.
+    """
+    known: set[Head] = set(all_heads(model))
+    cut: dict[tuple[str, int], list[int]] = {}
     for head in heads:
         if head not in known:
             raise ValueError(f"no head {head!r}: a head is (kind, layer, number)")

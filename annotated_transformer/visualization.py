@@ -235,6 +235,15 @@ def heat_map(
     return axes
 
 
+def _draw_lines(axes: "Axes", shown: View, rows: Sequence[int], **style) -> None:
+    """Lines from some rows to all keys, as strong as their weights."""
+    apart = style.pop("apart")
+    for y in rows:
+        for to, weight in enumerate(shown.weights[y].tolist()):
+            style |= {"alpha": min(weight, 1.0), "lw": 0.5 + 2.5 * weight}
+            axes.plot([0, 1], [y + apart, to + apart], **style)
+
+
 def arcs(
     attention: Attention,
     kind: str,
@@ -250,32 +259,26 @@ def arcs(
     """
     several = [None] if heads is None else list(heads)
     views = [view(attention, kind, layer, head) for head in several]
-    first = views[0]
-    sides = (0, first.queries, "right", -0.03), (1, first.keys, "left", 0.03)
-    axes = _axes(axes, 5, 0.9 + 0.26 * max(map(len, (first.queries, first.keys))))
-    for x, labels, side, shift in sides:
+    _, queries, keys, title = views[0]
+    rows = range(len(queries)) if rows is None else rows
+    longest = max(len(queries), len(keys))
+    axes = _axes(axes, 5, 0.9 + 0.26 * longest)
+    for x, labels, side in (-0.03, queries, "right"), (1.03, keys, "left"):
         for y, label in enumerate(labels):
-            axes.text(x + shift, y, label, ha=side, va="center")
+            axes.text(x, y, label, ha=side, va="center")
     for number, shown in enumerate(views):
         apart = 0.1 * (number - (len(views) - 1) / 2)  # lines of several heads
-        for y in range(len(shown.queries)) if rows is None else rows:
-            for to, weight in enumerate(shown.weights[y].tolist()):
-                style = {"color": f"C{number}", "alpha": min(weight, 1.0)}
-                ends = [y + apart, to + apart]
-                axes.plot([0, 1], ends, lw=0.5 + 2.5 * weight, **style)
-        label = shown.title.rsplit(", ", 1)[1]
-        axes.plot([], [], color=f"C{number}", label=label)
+        _draw_lines(axes, shown, rows, color=f"C{number}", apart=apart)
+        axes.plot([], [], color=f"C{number}", label=shown.title.rsplit(", ", 1)[1])
     if len(views) > 1:
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
-    left, right = _SIDES[kind]
-    axes.set(xlim=(-0.6, 1.6), ylim=(max(map(len, first[1:3])) - 0.5, -0.7))
-    axes.set_xticks([0, 1], [left, right])
-    axes.set_yticks([])
+    else:
+        axes.set_title(title)
+    axes.set(xlim=(-0.6, 1.6), ylim=(longest - 0.5, -0.7), yticks=[])
+    axes.set_xticks([0, 1], _SIDES[kind])
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    if len(views) == 1:
-        axes.set_title(first.title)
     return axes
 
 

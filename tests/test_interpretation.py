@@ -192,7 +192,7 @@ def test_every_head_has_a_name():
 
 def call(function):
     query, key, value = qkv()
-    return function(query, key, value)
+    return function(query, key, value, PADDED)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +205,10 @@ def call(function):
         (
             move_links(at([[0]], T), at([[0]], S), at([[]], S)),
             "no key to move it to",
+        ),
+        (
+            move_links(at([[0]] * B, T), at([[0]] * B, S), at([[3]] * B, S)),
+            "to a key that the mask hides",
         ),
     ],
 )
