@@ -8,8 +8,13 @@ import pytest
 import torch
 
 from annotated_transformer import Transformer, TransformerConfig, Translator
+from annotated_transformer.decoding import AttentionMaps
 from annotated_transformer.grammar import alignment, generate
-from annotated_transformer.interpretation import all_heads, without_heads
+from annotated_transformer.interpretation import (
+    alignment_error_rate,
+    all_heads,
+    without_heads,
+)
 from annotated_transformer.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -127,3 +132,26 @@ def test_alignments_have_a_floor(study, translator, plain):
     rates = study.alignments(translator, plain)
     assert len(rates["heads"]) == 2 and len(rates["layers"]) == 2
     assert 0.2 < rates["diagonal"] < min(min(layer) for layer in rates["heads"]) < 1
+
+
+def test_a_head_that_follows_gold_is_scored_so(study, translator, plain, monkeypatch):
+    """Weights made from gold: the words' own rows and columns, without the end."""
+    group = study.Group(translator, plain)
+    maps, expected, gold = [], [], []
+    for triple, source, target in zip(plain, group.source, group.target, strict=True):
+        links = alignment(triple.english, triple.german)
+        first = {german: english for english, german in reversed(links)}
+        of_row = [first.get(word) for word in target]
+        weights = torch.tensor(
+            [[float(word == one) for word in source] for one in of_row]
+        )
+        cross = weights.expand(2, 2, *weights.shape)
+        maps.append(AttentionMaps(None, None, cross))
+        words = range(len(triple.german.tokens))
+        expected.append([(first.get(word, 0), word) for word in words])
+        gold.append(links)
+    monkeypatch.setattr(study, "attention_maps", lambda *_: maps)
+    rates = study.alignments(translator, plain)
+    rate = round(alignment_error_rate(expected, gold), 4)
+    assert rates["heads"] == [[rate] * 2] * 2 and rates["layers"] == [rate] * 2
+    assert rates["mean"] == rate < 0.2
