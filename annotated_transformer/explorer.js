@@ -223,11 +223,9 @@
       make("option", { value: i }, `${i + 1}. ${script.dataset.line}`)));
     $("select").addEventListener("change", (event) =>
       chooseSentence(Number(event.target.value)));
-    $(".sentence").hidden = data.length < 2;
-    if (data.length < 2) $(".sentence").style.display = "none";
-    const group = `kind-${Math.random()}`; // radio buttons of one explorer
+    if (data.length < 2) $(".sentence").remove();
     for (const [kind, { name }] of Object.entries(KINDS)) {
-      const radio = make("input", { type: "radio", name: group, value: kind });
+      const radio = make("input", { type: "radio", name: "kind", value: kind });
       radio.checked = kind === state.kind;
       $(".kinds").append(make("label", {}, radio, name));
     }
@@ -254,7 +252,6 @@
     });
     const view = $(".view");
     view.addEventListener("pointerover", (event) => {
-      if (event.pointerType === "touch") return; // a touch chooses
       state.over = wordOf(event);
       show();
     });
