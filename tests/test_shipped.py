@@ -45,7 +45,7 @@ def test_it_translates_as_its_record_says(name):
 
 def test_everyday_english_becomes_german():
     translator = Translator.from_pretrained("tatoeba-en-de")
-    said = ["Good morning.", "I love you.", "Where is the station?"]
-    meant = ["Guten Morgen.", "Ich liebe dich.", "Wo ist der Bahnhof?"]
+    said = ["The dog is asleep.", "I love you.", "Where is the station?"]
+    meant = ["Der Hund schläft.", "Ich liebe dich.", "Wo ist der Bahnhof?"]
     assert translator.translate(said) == meant
     assert translator.translate(said, beam_size=4) == meant
