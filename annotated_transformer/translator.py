@@ -191,9 +191,9 @@ def _side_by_side(
     n_workers = min(n_threads, len(groups)) if device == "cpu" else 1
     if n_workers < 2:
         return [work(group) for group in groups]
-    share = (n_threads // n_workers,)
+    share = {"initializer": torch.set_num_threads, "initargs": [n_threads // n_workers]}
     try:
-        with ThreadPoolExecutor(n_workers, "", torch.set_num_threads, share) as pool:
+        with ThreadPoolExecutor(n_workers, **share) as pool:
             return list(pool.map(work, groups))
     finally:
         torch.set_num_threads(n_threads)
