@@ -24,6 +24,7 @@ __all__ = [
     "search",
     "Constrained",
     "draw",
+    "evaluating",
     "greedy_search",
     "TransformerPredictor",
     "Ensemble",
@@ -101,12 +102,14 @@ def _most_probable(beam: _Beam, log_probs: Tensor) -> tuple[Tensor, Tensor, Tens
     log_probs: (B, K, V), of each next token. Returns (B, K') each: log-probabilities,
     the largest first, the places of what is continued, and the tokens.
     """
-    vocab_size = log_probs.size(-1)
-    totals = (beam.log_probs[..., None] + log_probs).flatten(1)  # (B, K · V)
-    totals, index = totals.topk(min(int(beam.places.max()), totals.size(1)))
+    n = int(beam.places.max())
+    added, tokens = log_probs.topk(min(n, log_probs.size(-1)))  # (B, K, n)
+    totals = (beam.log_probs[..., None] + added).flatten(1)  # (B, K · n)
+    totals, index = totals.topk(min(n, totals.size(1)))  # (B, K')
+    places, tokens = index // tokens.size(-1), tokens.flatten(1).gather(1, index)
     taken = torch.arange(totals.size(1), device=totals.device) >= beam.places[:, None]
     totals = totals.masked_fill(taken, -torch.inf)
-    return totals, index // vocab_size, index % vocab_size
+    return totals, places, tokens
 
 
 def _pick(x: Tensor, index: Tensor) -> Tensor:
@@ -356,7 +359,7 @@ def draw(
 
 
 @contextmanager
-def _evaluating(models: Sequence[Transformer]) -> Iterator[None]:
+def evaluating(models: Sequence[Transformer]) -> Iterator[None]:
     """Models in evaluation mode, and afterwards as they were."""
     modes = [model.training for model in models]
     for model in models:
@@ -404,7 +407,7 @@ def greedy_search(
     rows = torch.arange(len(src), device=src.device)  # sentences still in the batch
     tokens = torch.full_like(rows, config.bos_id)
     chosen = tokens.new_full((len(src), int(limit.max())), config.eos_id)  # (B, T)
-    with _evaluating([model]):
+    with evaluating([model]):
         src_mask = padding_mask(src, config.pad_id)  # (B, 1, 1, S)
         memory = model.encode(src, src_mask)  # (B, S, D), once
         cache, step = DecoderCache(config.n_layers), 0
@@ -412,7 +415,7 @@ def greedy_search(
             hidden = model.decode(tokens[:, None], memory, src_mask, cache=cache)
             logits = model.logits(hidden[:, -1])  # (rows, V)
             logits[:, [config.pad_id, config.bos_id]] = -torch.inf
-            tokens = logits.argmax(dim=-1)  # (rows,)
+            tokens = logits.max(dim=-1).indices  # (rows,), sooner than argmax
             chosen[rows, step] = tokens
             step += 1
             going = (tokens != config.eos_id) & (step < limit[rows])
@@ -456,7 +459,8 @@ class TransformerPredictor:
         self.length += 1
         path = self.path[:, None]  # (B, 1, K, positions)
         x = self.model.decoder(x, self.memory, self.src_mask, path, self.cache)
-        log_probs = self.model.logits(x).float().log_softmax(dim=-1)  # (B, K, V)
+        logits = self.model.logits(x)  # (B, K, V)
+        log_probs = logits.log_softmax(dim=-1, dtype=torch.float32)
         log_probs[..., [config.pad_id, config.bos_id]] = -torch.inf
         return log_probs
 
@@ -574,7 +578,7 @@ def beam_search(
     limit = _longest(models, src, extra_length)  # (B,)
     if not len(src):
         return []
-    with _evaluating(models):
+    with evaluating(models):
         predictor = _predictor(models, src, limit, min_length, prefixes)
         eos_id = models[0].config.eos_id
         return search(predictor, limit, eos_id, beam_size, alpha, n_best)
@@ -600,7 +604,7 @@ def sample(
     if not len(src):
         return []
     options = n_samples, temperature, top_k, top_p, generator
-    with _evaluating(models):
+    with evaluating(models):
         predictor = _predictor(models, src, limit, min_length, prefixes)
         return draw(predictor, limit, models[0].config.eos_id, *options)
 
@@ -616,7 +620,7 @@ def log_probability(
     """
     models = _as_list(models)
     tgt, labels = _teacher(models[0].config, src, outputs)  # (B, T) each
-    with _evaluating(models):
+    with evaluating(models):
         answers = [model(src, tgt).float().log_softmax(dim=-1) for model in models]
     log_probs = _log_mean(answers).gather(-1, labels[..., None])[..., 0]  # (B, T)
     log_probs = log_probs.masked_fill(labels == models[0].config.pad_id, 0.0)
@@ -711,7 +715,7 @@ def attention_maps(
 
     places = attention_places(model)
     watching = {place: keeping(place, at.attention) for place, at in places.items()}
-    with _evaluating([model]), replaced_attention(model, watching):
+    with evaluating([model]), replaced_attention(model, watching):
         model.hidden(src, tgt)
     layers = range(model.config.n_layers)
     stacks = [
