@@ -157,8 +157,9 @@ class KeyValueCache:
         if self.key is not None:
             key = torch.cat([self.key, key], dim=2)  # (B, H, S + new, d_k)
             value = torch.cat([self.value, value], dim=2)  # (B, H, S + new, d_v)
-        self.key, self.value = key, value
-        return key, value
+        # In one block each: the next steps read them often, as matrices.
+        self.key, self.value = key.contiguous(), value.contiguous()
+        return self.key, self.value
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows of the batch, in this order; drop or repeat the others.

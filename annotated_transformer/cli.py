@@ -30,7 +30,6 @@ from tqdm import tqdm
 
 import annotated_transformer
 
-from .attention_page import AttentionPage
 from .batching import TokenBatches
 from .checkpoints import METRICS, checkpoints, last_state
 from .corpora import (
@@ -67,6 +66,7 @@ from .translator import (
     find_model,
     last_checkpoints,
 )
+from .visualization import AttentionPage
 
 __all__ = ["main", "complain", "one_line"]
 
@@ -257,7 +257,7 @@ def add_translate(command: argparse.ArgumentParser) -> None:
         "--prefix", metavar="TEXT", help="with which every translation begins"
     )
     command.add_argument(
-        "--attention", metavar="FILE.html", type=Path, help="a page of heat maps"
+        "--attention", metavar="FILE.html", type=Path, help="a page to explore"
     )
 
 
@@ -859,7 +859,7 @@ def run_translate(arguments: argparse.Namespace) -> None:
             if arguments.attention:
                 for line, (best, *_) in zip(chunk, found, strict=True):
                     if line.strip():
-                        page.add(line, best, translator.attention(line, best.tokens))
+                        page.add(translator.attention(line, best.tokens))
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:

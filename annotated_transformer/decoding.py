@@ -2,7 +2,7 @@
 """From a model's answers to sentences: greedy search, beam search, samples (§6.1)."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -11,12 +11,13 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .attention import attention_weights, padding_mask
+from .attention import MultiHeadAttention, padding_mask
 from .batching import pad
 from .layers import DecoderCache
 from .model import Transformer, TransformerConfig
 
 __all__ = [
+    "Place",
     "Predictor",
     "Hypothesis",
     "length_penalty",
@@ -30,7 +31,10 @@ __all__ = [
     "beam_search",
     "sample",
     "log_probability",
-    "cross_attention_weights",
+    "attention_places",
+    "replaced_attention",
+    "AttentionMaps",
+    "attention_maps",
 ]
 
 
@@ -634,36 +638,94 @@ def _teacher(
     return tgt.to(src.device), labels.to(src.device)
 
 
-@torch.inference_mode()
-def cross_attention_weights(
-    model: Transformer, src: Tensor, outputs: Sequence[Sequence[int]], layer: int = -1
-) -> list[Tensor]:
-    """Where the decoder looked when it chose each token.
+Place = tuple[str, int]  # kind of attention, layer from 0
 
-    src: as `greedy_search`. outputs: B lists of ids, without bos and eos. layer: of the
-    decoder, -1 the last. Returns for each sentence (H, T, S): head h, row t, the
-    weights with which the position that chose token t attended to the source; T counts
-    the output's eos, S the source's. The model keeps nothing of it.
-    Raises ValueError where there is no such layer, or not an output for each sentence.
+
+def attention_places(model: Transformer) -> dict[Place, MultiHeadAttention]:
+    """The 3 N attentions of a model, by ("encoder", "decoder" or "cross", layer)."""
+    places: dict[Place, MultiHeadAttention] = {}
+    for layer, encoder in enumerate(model.encoder.layers):
+        places["encoder", layer] = encoder.self_attention
+    for layer, decoder in enumerate(model.decoder.layers):
+        places["decoder", layer] = decoder.self_attention
+        places["cross", layer] = decoder.cross_attention
+    return places
+
+
+@contextmanager
+def replaced_attention(
+    model: Transformer, functions: Mapping[Place, Callable[..., Tensor]]
+) -> Iterator[None]:
+    """Other functions in the place of Eq. 1, and afterwards those that were there.
+
+    functions: by kind and layer; each is called as the `attention` of
+    `MultiHeadAttention`. Raises ValueError where the model has no such place.
     """
-    config = model.config
-    if not -config.n_layers <= layer < config.n_layers:
-        raise ValueError(f"layer is {layer}: the decoder has {config.n_layers}")
-    tgt, _ = _teacher(config, src, outputs)  # (B, T)
-    attention, inputs = model.decoder.layers[layer].cross_attention, []
-    hook = attention.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-    src_mask = padding_mask(src, config.pad_id)  # (B, 1, 1, S)
+    places = attention_places(model)
+    for place in functions:
+        if place not in places:
+            n = model.config.n_layers
+            raise ValueError(
+                f'no attention {place!r}: a place is "encoder", "decoder" or '
+                f'"cross" and a layer from 0 to {n - 1}'
+            )
+    before = {place: places[place].attention for place in functions}
     try:
-        with evaluating([model]):
-            memory = model.encode(src, src_mask)  # (B, S, D)
-            model.decode(tgt, memory, src_mask)
+        for place, function in functions.items():
+            places[place].attention = function
+        yield
     finally:
-        hook.remove()
-    query = attention.split_heads(attention.w_q(inputs[0]))  # (B, H, T, d_k)
-    key, _ = attention.w_kv(memory).split(attention.widths, dim=-1)
-    weights = attention_weights(query, attention.split_heads(key), src_mask)
-    lengths = src_mask.sum(dim=-1).flatten().tolist()
-    return [
-        of_one[:, : len(ids) + 1, :length]  # (H, T, S)
-        for of_one, ids, length in zip(weights, outputs, lengths, strict=True)
+        for place, function in before.items():
+            places[place].attention = function
+
+
+class AttentionMaps(NamedTuple):
+    """Every attention of one sentence and its translation: row, a query; column, a key.
+
+    N layers, H heads, S tokens of the source, T of the output, eos counted in both. A
+    row sums to 1 over the keys.
+    """
+
+    encoder: Tensor  # (N, H, S, S), source over source
+    decoder: Tensor  # (N, H, T, T), token chosen over tokens read: bos and all but eos
+    cross: Tensor  # (N, H, T, S), token chosen over source
+
+
+@torch.inference_mode()
+def attention_maps(
+    model: Transformer, src: Tensor, outputs: Sequence[Sequence[int]]
+) -> list[AttentionMaps]:
+    """Where a model looked when it read each sentence and chose each token.
+
+    src: as `greedy_search`. outputs: B lists of ids, without bos and eos. The weights
+    are those of the functions in place, `replaced_attention` included; the model keeps
+    nothing of them. Raises ValueError where there is not an output for each sentence.
+    """
+    tgt, _ = _teacher(model.config, src, outputs)  # (B, T)
+    kept: dict[Place, Tensor] = {}
+
+    def keeping(place: Place, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def attend(query, key, value, mask=None, dropout=0.0):
+            identity = torch.eye(key.size(-2), dtype=value.dtype, device=value.device)
+            identity = identity.expand(*key.shape[:-1], -1)  # (B, H, S, S)
+            kept[place] = function(query, key, identity, mask)  # (B, H, T, S)
+            return function(query, key, value, mask, dropout)
+
+        return attend
+
+    places = attention_places(model)
+    watching = {place: keeping(place, at.attention) for place, at in places.items()}
+    with evaluating([model]), replaced_attention(model, watching):
+        model.hidden(src, tgt)
+    layers = range(model.config.n_layers)
+    stacks = [
+        torch.stack([kept[kind, layer] for layer in layers], dim=1)  # (B, N, H, T, S)
+        for kind in AttentionMaps._fields
     ]
+    lengths = (src != model.config.pad_id).sum(dim=-1).tolist()
+    found = []
+    for b, (s, ids) in enumerate(zip(lengths, outputs, strict=True)):
+        sizes = (s, s), (len(ids) + 1,) * 2, (len(ids) + 1, s)
+        maps = (w[b, :, :, :t, :k] for w, (t, k) in zip(stacks, sizes, strict=True))
+        found.append(AttentionMaps(*maps))
+    return found

@@ -23,9 +23,10 @@ from .batching import pad
 from .checkpoints import checkpoints, read_state
 from .corpora import stream_lines
 from .decoding import (
+    AttentionMaps,
     Hypothesis,
+    attention_maps,
     beam_search,
-    cross_attention_weights,
     evaluating,
     greedy_search,
     log_probability,
@@ -163,11 +164,12 @@ class Translation(NamedTuple):
 
 
 class Attention(NamedTuple):
-    """Where each piece of a translation came from, as the model sees it."""
+    """Where a model looked when it translated a line."""
 
-    source: list[str]  # S pieces, eos last
-    target: list[str]  # T pieces, eos last
-    weights: Tensor  # (H, T, S), a row sums to 1 over the source
+    source: list[str]  # S pieces, eos last: what the encoder reads
+    read: list[str]  # T pieces, bos first: what the decoder reads
+    target: list[str]  # T pieces, eos last: what it chooses, each after reading one
+    maps: AttentionMaps  # over these pieces
 
 
 _Result = TypeVar("_Result")
@@ -191,9 +193,9 @@ def _side_by_side(
     n_workers = min(n_threads, len(groups)) if device == "cpu" else 1
     if n_workers < 2:
         return [work(group) for group in groups]
-    share = (n_threads // n_workers,)
+    share = {"initializer": torch.set_num_threads, "initargs": [n_threads // n_workers]}
     try:
-        with ThreadPoolExecutor(n_workers, "", torch.set_num_threads, share) as pool:
+        with ThreadPoolExecutor(n_workers, **share) as pool:
             return list(pool.map(work, groups))
     finally:
         torch.set_num_threads(n_threads)
@@ -433,17 +435,32 @@ class Translator:
         blank = [-math.inf if ids else 0.0 for ids in outputs]
         return [b if s is None else s for s, b in zip(scores, blank, strict=True)]
 
-    def attention(self, line: str, tokens: Sequence[int], layer: int = -1) -> Attention:
-        """Where the model looked for each piece of a translation of line.
+    def attention(
+        self, line: str, translation: str | Sequence[int] | None = None
+    ) -> Attention:
+        """Where the model looked, in all layers and heads, for a translation of line.
 
-        tokens: of the translation, as in `Translation`. layer: of the decoder.
+        translation: a text, or tokens as in `Translation`; that of greedy search if not
+        given. Of an ensemble, the first model is asked. Raises ValueError where one of
+        the two is too long.
         """
-        eos_id = self.tokenizer.eos_id
-        ids, out = [*self.encode(line), eos_id], [*tokens, eos_id]
+        tokenizer = self.tokenizer
+        ids = [*self.encode(line), tokenizer.eos_id]
         src = torch.tensor([ids], device=self.model.embedding.weight.device)
-        (weights,) = cross_attention_weights(self.model, src, [tokens], layer)
-        piece = self.tokenizer.processor.id_to_piece
-        return Attention([piece(i) for i in ids], [piece(i) for i in out], weights)
+        if translation is None:
+            (translation,) = greedy_search(self.model, src, EXTRA_LENGTH)
+        elif isinstance(translation, str):
+            translation = tokenizer.encode(translation)
+        if len(translation) >= self.model.config.max_length:
+            raise ValueError(
+                f"a translation of {len(translation)} tokens, more than the "
+                f"{self.model.config.max_length - 1} the model takes"
+            )
+        (maps,) = attention_maps(self.model, src, [translation])
+        piece = tokenizer.processor.id_to_piece
+        source, chosen = [piece(i) for i in ids], [piece(i) for i in translation]
+        bos, eos = piece(tokenizer.bos_id), piece(tokenizer.eos_id)
+        return Attention(source, [bos, *chosen], [*chosen, eos], maps)
 
     def save_pretrained(
         self, directory: str | Path, dtype: torch.dtype | None = None

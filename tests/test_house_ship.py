@@ -22,7 +22,7 @@ RECORD = {
     "device": "a small machine",
     "seconds": 120.0,
     "date": "2026-01-02",
-    "training": {"seed": 7},
+    "training": {"seed": 7, "epochs": 5},
     "versions": {"torch": "2.5.0"},
     "commit": "0123456789ab",
     "scoring": "python benchmarks/translation.py runs/farm",
@@ -83,7 +83,7 @@ def test_a_folder_that_ships(run, tmp_path, capsys):
         "| farm test | 4 | 12.30 ± 1.50 | 45.60 | 12.40 |",
         "nrefs:1|…",
         "0123456789ab",
-        "12,345, 3 epochs",
+        "12,345; 3 epochs, then ended, of 5",
         "best epoch",
         "farms",
     ):

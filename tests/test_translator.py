@@ -237,12 +237,27 @@ def test_prefixes_stay_with_their_lines(tokenizer):
 
 def test_attention_names_the_pieces(tokenizer):
     translator = make(tokenizer)
-    ((best,),) = translator.n_best(LINES[:1])
+    ((best,),) = translator.n_best(LINES[:1], beam_size=1)
     seen = translator.attention(LINES[0], best.tokens)
+    s, t = len(seen.source), len(best.tokens) + 1
     assert seen.source == [*tokenizer.pieces(LINES[0]), "</s>"]
-    assert len(seen.target) == len(best.tokens) + 1 and seen.target[-1] == "</s>"
-    assert seen.weights.shape == (2, len(seen.target), len(seen.source))
-    torch.testing.assert_close(seen.weights.sum(-1), torch.ones(2, len(seen.target)))
+    assert seen.read[0] == "<s>" and seen.target[-1] == "</s>"
+    assert seen.read[1:] == seen.target[:-1] and len(seen.target) == t
+    shapes = [tuple(weights.shape) for weights in seen.maps]
+    assert shapes == [(1, 2, s, s), (1, 2, t, t), (1, 2, t, s)]
+    for weights in seen.maps:
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+
+
+def test_attention_for_a_translation_found_or_given(tokenizer):
+    translator = make(tokenizer)
+    ((best,),) = translator.n_best(LINES[:1], beam_size=1)
+    found, same = (translator.attention(LINES[0], x) for x in (None, best.tokens))
+    assert found[:3] == same[:3] and torch.equal(found.maps.cross, same.maps.cross)
+    given = translator.attention(LINES[0], LINES[4])
+    assert given.target == [*tokenizer.pieces(LINES[4]), "</s>"]
+    with pytest.raises(ValueError, match="a translation of 120 tokens, .* the 119"):
+        translator.attention(LINES[0], [270] * 120)
 
 
 def test_an_ensemble(tokenizer):

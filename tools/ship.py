@@ -47,7 +47,9 @@ def scores(record: dict) -> list[str]:
 def card(name: str, record: dict, arguments: argparse.Namespace) -> str:
     """The model card: where the model is from, what it reaches, what it cannot do."""
     config, layers = record["config"], record["config"]["n_layers"]
-    n = record["best_average"]
+    n, epochs = record["best_average"], f"{len(record['curve'])} epochs"
+    if len(record["curve"]) < record["training"]["epochs"]:
+        epochs += f", then ended, of {record['training']['epochs']}"
     shape = (
         f"{layers} + {layers} layers, {config['d_model']} wide, "
         f"{config['n_heads']} heads, feed-forward {config['d_ff']}, "
@@ -56,7 +58,7 @@ def card(name: str, record: dict, arguments: argparse.Namespace) -> str:
     table = {
         "translates": f"{record['source']} → {record['target']}",
         "data": arguments.data,
-        "pairs": f"{record['pairs']:,}, {len(record['curve'])} epochs",
+        "pairs": f"{record['pairs']:,}; {epochs}",
         "shape": shape,
         "weights": f"mean of the last {n} checkpoints" if n > 1 else "best epoch",
         "command": f"`{record['command']}`",
