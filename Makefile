@@ -62,7 +62,9 @@ execute: $(ready)
 	$(bin)/python tools/execute.py $(NOTEBOOK)
 
 bench: $(ready)
-	$(bin)/python benchmarks/multi30k.py --out runs/en-de
+	$(bin)/annotated-transformer train --corpus multi30k --source en --target de \
+	  --config tiny --out runs/en-de
+	$(bin)/python benchmarks/translation.py runs/en-de
 
 address: $(ready)
 	$(bin)/python tools/address.py $(REPO)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 __all__ = [
     "PLAIN_KEYS",
+    "PLAIN_SCORES",
     "padding_mask",
     "causal_mask",
     "target_mask",
@@ -84,8 +85,10 @@ def scaled_dot_product_attention(
     return F.dropout(weights, dropout) @ value  # (…, T, d_v)
 
 
-# On a CPU in bfloat16: up to this many keys two plain products train faster.
+# On a CPU two plain products are faster: with a gradient in bfloat16, up to this many
+# keys; without one, from so many scores to so many. Measured on two cores.
 PLAIN_KEYS = 256
+PLAIN_SCORES = 2**11, 2**20
 
 
 def fused_attention(
@@ -98,18 +101,24 @@ def fused_attention(
     """The same as `scaled_dot_product_attention`, computed by torch's fused kernels.
 
     Where such a kernel exists, the T × S weights of a head are never stored. Where it
-    is slower than two plain products, these are taken: to train in bfloat16 on a CPU
-    with no more than 256 keys.
+    is slower than two plain products, these are taken: on a CPU, to train in bfloat16
+    on short sequences, and to translate.
     Raises TypeError for a mask that is not bool: torch would add it to the scores.
     """
     if mask is not None and mask.dtype != torch.bool:
         raise TypeError(f"mask is {mask.dtype}: it must be bool, True = may attend")
-    trains = query.requires_grad and query.device.type == "cpu"
-    if trains and query.dtype == torch.bfloat16 and key.size(-2) <= PLAIN_KEYS:
+    if query.device.type == "cpu" and _plain_is_faster(query, key):
         return _two_products(query, key, value, mask, dropout)
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=dropout
     )
+
+
+def _plain_is_faster(query: Tensor, key: Tensor) -> bool:
+    if query.requires_grad:
+        return query.dtype == torch.bfloat16 and key.size(-2) <= PLAIN_KEYS
+    fewest, most = PLAIN_SCORES
+    return fewest <= query[..., 0].numel() * key.size(-2) <= most
 
 
 def _two_products(
@@ -148,8 +157,9 @@ class KeyValueCache:
         if self.key is not None:
             key = torch.cat([self.key, key], dim=2)  # (B, H, S + new, d_k)
             value = torch.cat([self.value, value], dim=2)  # (B, H, S + new, d_v)
-        self.key, self.value = key, value
-        return key, value
+        # In one block each: the next steps read them often, as matrices.
+        self.key, self.value = key.contiguous(), value.contiguous()
+        return self.key, self.value
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows of the batch, in this order; drop or repeat the others.

@@ -30,7 +30,6 @@ from tqdm import tqdm
 
 import annotated_transformer
 
-from .attention_page import AttentionPage
 from .baselines import MODELS
 from .batching import TokenBatches
 from .checkpoints import METRICS, checkpoints, last_state
@@ -68,6 +67,7 @@ from .translator import (
     find_model,
     last_checkpoints,
 )
+from .visualization import AttentionPage
 
 __all__ = ["main", "complain", "one_line"]
 
@@ -76,13 +76,21 @@ PROGRAM, VERSION = "annotated-transformer", annotated_transformer.__version__
 RECORD = "record.json"
 CHUNK = 512  # lines translated, and written, at a time
 
-# What --config stands for where a run does not say otherwise: a size of the vocabulary
-# and any fields of TrainingConfig. `tiny` is set for 30,000 short pairs on two CPU
-# cores, the others as in the paper (§5).
+# What --config stands for where a run does not say otherwise: the preset of the model,
+# a size of the vocabulary, and any fields of TrainingConfig. `tiny` is set for 30,000
+# short pairs on two CPU cores. The others are the paper's recipes for English to German
+# (§5, §6.1): the batches of a step share step_tokens, and `keep` is what is averaged.
+PAPER = {"vocab_size": 37_000, "step_tokens": 25_000, "epochs": None, "warmup": 4000}
 RUNS = {
-    "tiny": {"vocab_size": 4000, "max_tokens": 1500, "epochs": 10, "warmup": 1000},
-    "base": {"vocab_size": 37000, "max_tokens": 25000, "epochs": 10, "warmup": 4000},
-    "big": {"vocab_size": 37000, "max_tokens": 25000, "epochs": 10, "warmup": 4000},
+    "tiny": {
+        "model": "tiny",
+        "vocab_size": 4000,
+        "max_tokens": 1500,
+        "epochs": 10,
+        "warmup": 1000,
+    },
+    "paper-base": {**PAPER, "model": "base", "max_steps": 100_000, "keep": 5},
+    "paper-big": {**PAPER, "model": "big", "max_steps": 300_000, "keep": 20},
 }
 LINES = 2_000_000  # at most, that the pieces are learned from
 LARGE = 1 << 26  # bytes of a corpus that several processes tokenise
@@ -149,6 +157,16 @@ def device(text: str) -> torch.device:
         raise argparse.ArgumentTypeError(f"there is no device {text!r} here") from None
 
 
+def usual(field: str, config: str) -> str:
+    """What a configuration has for a setting, in words."""
+    run = RUNS[config]
+    if field == "max_tokens" and "step_tokens" in run:
+        return f"{run['step_tokens']} a step"
+    if field == "epochs" and run[field] is None:
+        return f"{run['max_steps']} steps"
+    return str(run[field])
+
+
 def add_train(command: argparse.ArgumentParser) -> None:
     """The arguments of `train`."""
     command.set_defaults(run=run_train)
@@ -162,13 +180,17 @@ def add_train(command: argparse.ArgumentParser) -> None:
         help=f"{', '.join(MODELS)} (default: transformer)",
     )
     command.add_argument(
-        "--config", type=preset, default="tiny", help="tiny (default), base or big"
+        "--config",
+        type=preset,
+        default="tiny",
+        help="tiny (default), or the paper's recipes: paper-base, paper-big",
     )
     for field in ("vocab_size", "max_tokens", "epochs", "warmup"):
-        defaults = ", ".join(f"{config} {RUNS[config][field]}" for config in RUNS)
+        defaults = ", ".join(f"{config} {usual(field, config)}" for config in RUNS)
         flag, text = "--" + field.replace("_", "-"), f"default: {defaults}"
         command.add_argument(flag, type=positive, metavar="N", help=text)
-    command.add_argument("--dropout", type=float, help="default: big 0.3, others 0.1")
+    text = "default: paper-big 0.3, the others 0.1"
+    command.add_argument("--dropout", type=float, help=text)
     for field in SHAPE:
         flag, text = "--" + field.replace("_", "-"), "default: that of --config"
         command.add_argument(flag, type=positive, metavar="N", help=text)
@@ -200,7 +222,7 @@ OPTIONS = [  # of a training run, for each configuration the same
     ("validate_every", positive, "steps (default: at the end of each epoch)"),
     ("checkpoint_every", positive, "steps; a checkpoint follows each validation too"),
     ("checkpoint_minutes", minutes, "since the last checkpoint (default: 10)"),
-    ("keep", positive, "checkpoints that stay, beside the best (default: 5)"),
+    ("keep", positive, "last checkpoints that stay (default: 5, paper-big 20)"),
 ]
 
 
@@ -253,7 +275,7 @@ def add_translate(command: argparse.ArgumentParser) -> None:
         "--prefix", metavar="TEXT", help="with which every translation begins"
     )
     command.add_argument(
-        "--attention", metavar="FILE.html", type=Path, help="a page of heat maps"
+        "--attention", metavar="FILE.html", type=Path, help="a page to explore"
     )
 
 
@@ -492,6 +514,8 @@ def learn(arguments: argparse.Namespace, config: Any, training: TrainingConfig) 
     if processes()[0] == 0:
         record(finished=True)
         say(f"kept step {best_of(read_log(out))['step']} in {out}")
+        if "step_tokens" in RUNS[arguments.config]:
+            say(f"scored as in §6.1: {as_in_the_paper(arguments, training.keep)}")
 
 
 def ready(corpus: str, source: str, target: str) -> str:
@@ -592,21 +616,34 @@ class Signals:
 def settings(arguments: argparse.Namespace) -> tuple[Any, TrainingConfig]:
     """The shape of the model and how it is trained, both checked."""
     run = {"accumulation": processes()[1], **RUNS[arguments.config]}
+    size, step_tokens = run.pop("model"), run.pop("step_tokens", None)
     for name in ("vocab_size", *(field.name for field in fields(TrainingConfig))):
         if getattr(arguments, name, None) is not None:
             run[name] = getattr(arguments, name)
     if arguments.max_steps is not None and arguments.epochs is None:
         run["epochs"] = None
+    if "max_tokens" not in run:
+        run["max_tokens"] = max(step_tokens // run["accumulation"], 1)
     shape = MODELS[arguments.model].config_type
     given = {name: getattr(arguments, name) for name in ("dropout", *SHAPE)}
     changes = {name: value for name, value in given.items() if value is not None}
     for name in sorted(changes.keys() - {field.name for field in fields(shape)}):
         flag = "--" + name.replace("_", "-")
         raise ValueError(f"{flag} is not of a model of kind {arguments.model}")
-    if not hasattr(shape, arguments.config):
+    if not hasattr(shape, size):
         raise ValueError(f"{arguments.model} has no --config {arguments.config}")
-    make = getattr(shape, arguments.config)
+    make = getattr(shape, size)
     return make(run.pop("vocab_size"), **changes), TrainingConfig(**run)
+
+
+def as_in_the_paper(arguments: argparse.Namespace, averaged: int) -> str:
+    """The commands that average a run's last checkpoints and score the mean (§6.1)."""
+    run, mean = str(arguments.out), f"{arguments.out}-mean"
+    first = ["average", run, "--last", str(averaged), "--out", mean]
+    text = ["--corpus", arguments.corpus, "--split", "test"]
+    text += ["--source", arguments.source, "--target", arguments.target]
+    second = ["evaluate", "--model", mean, *text, "--beam", "4", "--alpha", "0.6"]
+    return " && ".join(shlex.join([PROGRAM, *words]) for words in (first, second))
 
 
 def best_of(log: list[dict]) -> dict:
@@ -844,7 +881,7 @@ def run_translate(arguments: argparse.Namespace) -> None:
             if arguments.attention:
                 for line, (best, *_) in zip(chunk, found, strict=True):
                     if line.strip():
-                        page.add(line, best, translator.attention(line, best.tokens))
+                        page.add(translator.attention(line, best.tokens))
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:

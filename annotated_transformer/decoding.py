@@ -2,7 +2,7 @@
 """From a model's answers to sentences: greedy search, beam search, samples (§6.1)."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -11,18 +11,20 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .attention import attention_weights, padding_mask
+from .attention import MultiHeadAttention, padding_mask
 from .batching import pad
 from .layers import DecoderCache
 from .model import EncoderDecoder, Transformer
 
 __all__ = [
+    "Place",
     "Predictor",
     "Hypothesis",
     "length_penalty",
     "search",
     "Constrained",
     "draw",
+    "evaluating",
     "greedy_search",
     "TransformerPredictor",
     "RowPredictor",
@@ -31,7 +33,10 @@ __all__ = [
     "beam_search",
     "sample",
     "log_probability",
-    "cross_attention_weights",
+    "attention_places",
+    "replaced_attention",
+    "AttentionMaps",
+    "attention_maps",
 ]
 
 
@@ -99,12 +104,14 @@ def _most_probable(beam: _Beam, log_probs: Tensor) -> tuple[Tensor, Tensor, Tens
     log_probs: (B, K, V), of each next token. Returns (B, K') each: log-probabilities,
     the largest first, the places of what is continued, and the tokens.
     """
-    vocab_size = log_probs.size(-1)
-    totals = (beam.log_probs[..., None] + log_probs).flatten(1)  # (B, K · V)
-    totals, index = totals.topk(min(int(beam.places.max()), totals.size(1)))
+    n = int(beam.places.max())
+    added, tokens = log_probs.topk(min(n, log_probs.size(-1)))  # (B, K, n)
+    totals = (beam.log_probs[..., None] + added).flatten(1)  # (B, K · n)
+    totals, index = totals.topk(min(n, totals.size(1)))  # (B, K')
+    places, tokens = index // tokens.size(-1), tokens.flatten(1).gather(1, index)
     taken = torch.arange(totals.size(1), device=totals.device) >= beam.places[:, None]
     totals = totals.masked_fill(taken, -torch.inf)
-    return totals, index // vocab_size, index % vocab_size
+    return totals, places, tokens
 
 
 def _pick(x: Tensor, index: Tensor) -> Tensor:
@@ -354,7 +361,7 @@ def draw(
 
 
 @contextmanager
-def _evaluating(models: Sequence[EncoderDecoder]) -> Iterator[None]:
+def evaluating(models: Sequence[EncoderDecoder]) -> Iterator[None]:
     """Models in evaluation mode, and afterwards as they were."""
     modes = [model.training for model in models]
     for model in models:
@@ -404,7 +411,7 @@ def greedy_search(
     rows = torch.arange(len(src), device=src.device)  # sentences still in the batch
     tokens = torch.full_like(rows, config.bos_id)
     chosen = tokens.new_full((len(src), int(limit.max())), config.eos_id)  # (B, T)
-    with _evaluating([model]):
+    with evaluating([model]):
         src_mask = padding_mask(src, config.pad_id)  # (B, 1, 1, S)
         memory = model.encode(src, src_mask)  # (B, S, D), once
         cache, step = model.new_cache(), 0
@@ -412,7 +419,7 @@ def greedy_search(
             hidden = model.decode(tokens[:, None], memory, src_mask, cache=cache)
             logits = model.logits(hidden[:, -1])  # (rows, V)
             logits[:, [config.pad_id, config.bos_id]] = -torch.inf
-            tokens = logits.argmax(dim=-1)  # (rows,)
+            tokens = logits.max(dim=-1).indices  # (rows,), sooner than argmax
             chosen[rows, step] = tokens
             step += 1
             going = (tokens != config.eos_id) & (step < limit[rows])
@@ -456,7 +463,8 @@ class TransformerPredictor:
         self.length += 1
         path = self.path[:, None]  # (B, 1, K, positions)
         x = self.model.decoder(x, self.memory, self.src_mask, path, self.cache)
-        log_probs = self.model.logits(x).float().log_softmax(dim=-1)  # (B, K, V)
+        logits = self.model.logits(x)  # (B, K, V)
+        log_probs = logits.log_softmax(dim=-1, dtype=torch.float32)
         log_probs[..., [config.pad_id, config.bos_id]] = -torch.inf
         return log_probs
 
@@ -493,7 +501,7 @@ class RowPredictor:
         self.width = width
         copies = [x.repeat_interleave(width, 0) for x in (self.memory, self.src_mask)]
         hidden = self.model.decode(tokens.view(-1, 1), *copies, cache=self.cache)
-        log_probs = self.model.logits(hidden).float().log_softmax(dim=-1)
+        log_probs = self.model.logits(hidden).log_softmax(dim=-1, dtype=torch.float32)
         log_probs = log_probs.view(*tokens.shape, -1)  # (B, K, V)
         log_probs[..., [config.pad_id, config.bos_id]] = -torch.inf
         return log_probs
@@ -619,7 +627,7 @@ def beam_search(
     limit = _longest(models, src, extra_length)  # (B,)
     if not len(src):
         return []
-    with _evaluating(models):
+    with evaluating(models):
         predictor = _predictor(models, src, limit, min_length, prefixes)
         eos_id = models[0].config.eos_id
         return search(predictor, limit, eos_id, beam_size, alpha, n_best)
@@ -645,7 +653,7 @@ def sample(
     if not len(src):
         return []
     options = n_samples, temperature, top_k, top_p, generator
-    with _evaluating(models):
+    with evaluating(models):
         predictor = _predictor(models, src, limit, min_length, prefixes)
         return draw(predictor, limit, models[0].config.eos_id, *options)
 
@@ -661,7 +669,7 @@ def log_probability(
     """
     models = _as_list(models)
     tgt, labels = _teacher(models[0].config, src, outputs)  # (B, T) each
-    with _evaluating(models):
+    with evaluating(models):
         answers = [model(src, tgt).float().log_softmax(dim=-1) for model in models]
     log_probs = _log_mean(answers).gather(-1, labels[..., None])[..., 0]  # (B, T)
     log_probs = log_probs.masked_fill(labels == models[0].config.pad_id, 0.0)
@@ -679,55 +687,106 @@ def _teacher(
     return tgt.to(src.device), labels.to(src.device)
 
 
-def _transformer_weights(model: Transformer, src: Tensor, tgt: Tensor) -> list[Tensor]:
-    """The weights of a Transformer's cross-attentions, (B, H, T, S) for each layer."""
-    attentions = [layer.cross_attention for layer in model.decoder.layers]
-    inputs: list[Tensor] = []
-    hooks = [
-        one.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-        for one in attentions
-    ]
-    src_mask = padding_mask(src, model.config.pad_id)  # (B, 1, 1, S)
+Place = tuple[str, int]  # kind of attention, layer from 0
+
+
+def attention_places(model: Transformer) -> dict[Place, MultiHeadAttention]:
+    """The 3 N attentions of a model, by ("encoder", "decoder" or "cross", layer)."""
+    places: dict[Place, MultiHeadAttention] = {}
+    for layer, encoder in enumerate(model.encoder.layers):
+        places["encoder", layer] = encoder.self_attention
+    for layer, decoder in enumerate(model.decoder.layers):
+        places["decoder", layer] = decoder.self_attention
+        places["cross", layer] = decoder.cross_attention
+    return places
+
+
+@contextmanager
+def replaced_attention(
+    model: Transformer, functions: Mapping[Place, Callable[..., Tensor]]
+) -> Iterator[None]:
+    """Other functions in the place of Eq. 1, and afterwards those that were there.
+
+    functions: by kind and layer; each is called as the `attention` of
+    `MultiHeadAttention`. Raises ValueError where the model has no such place.
+    """
+    places = attention_places(model)
+    for place in functions:
+        if place not in places:
+            n = model.config.n_layers
+            raise ValueError(
+                f'no attention {place!r}: a place is "encoder", "decoder" or '
+                f'"cross" and a layer from 0 to {n - 1}'
+            )
+    before = {place: places[place].attention for place in functions}
     try:
-        memory = model.encode(src, src_mask)  # (B, S, D)
-        model.decode(tgt, memory, src_mask)
+        for place, function in functions.items():
+            places[place].attention = function
+        yield
     finally:
-        for hook in hooks:
-            hook.remove()
-    weights = []
-    for one, x in zip(attentions, inputs, strict=True):
-        query = one.split_heads(one.w_q(x))  # (B, H, T, d_k)
-        key, _ = one.w_kv(memory).split(one.widths, dim=-1)
-        weights.append(attention_weights(query, one.split_heads(key), src_mask))
-    return weights
+        for place, function in before.items():
+            places[place].attention = function
+
+
+class AttentionMaps(NamedTuple):
+    """Every attention of one sentence and its translation: row, a query; column, a key.
+
+    N layers, H heads, S tokens of the source, T of the output, eos counted in both. A
+    row sums to 1 over the keys. Of a kind that a model does not have, N and H are 0.
+    """
+
+    encoder: Tensor  # (N, H, S, S), source over source
+    decoder: Tensor  # (N, H, T, T), token chosen over tokens read: bos and all but eos
+    cross: Tensor  # (N, H, T, S), token chosen over source
+
+
+def _every_attention(model: Transformer, src: Tensor, tgt: Tensor) -> list[Tensor]:
+    """The weights of a pass, (B, N, H, T, S) for each kind of attention."""
+    kept: dict[Place, Tensor] = {}
+
+    def keeping(place: Place, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def attend(query, key, value, mask=None, dropout=0.0):
+            identity = torch.eye(key.size(-2), dtype=value.dtype, device=value.device)
+            identity = identity.expand(*key.shape[:-1], -1)  # (B, H, S, S)
+            kept[place] = function(query, key, identity, mask)  # (B, H, T, S)
+            return function(query, key, value, mask, dropout)
+
+        return attend
+
+    places = attention_places(model)
+    watching = {place: keeping(place, at.attention) for place, at in places.items()}
+    with replaced_attention(model, watching):
+        model.hidden(src, tgt)
+    layers = range(model.config.n_layers)
+    return [
+        torch.stack([kept[kind, layer] for layer in layers], dim=1)
+        for kind in AttentionMaps._fields
+    ]
 
 
 @torch.inference_mode()
-def cross_attention_weights(
-    model: EncoderDecoder,
-    src: Tensor,
-    outputs: Sequence[Sequence[int]],
-    layer: int = -1,
-) -> list[Tensor]:
-    """Where the decoder looked when it chose each token.
+def attention_maps(
+    model: EncoderDecoder, src: Tensor, outputs: Sequence[Sequence[int]]
+) -> list[AttentionMaps]:
+    """Where a model looked when it read each sentence and chose each token.
 
-    src: as `greedy_search`. outputs: B lists of ids, without bos and eos. layer: of the
-    decoder, -1 the last. Returns for each sentence (H, T, S): head h, row t, the
-    weights with which the position that chose token t attended to the source; T counts
-    the output's eos, S the source's. The model keeps nothing of it.
-    Raises ValueError where there is no such layer, where no layer attends to the
-    source, or not an output for each sentence.
+    src: as `greedy_search`. outputs: B lists of ids, without bos and eos. The weights
+    are those of the functions in place, `replaced_attention` included; the model keeps
+    nothing of them. Raises ValueError where there is not an output for each sentence,
+    or where the model does not attend to the source.
     """
     tgt, _ = _teacher(model.config, src, outputs)  # (B, T)
-    with _evaluating([model]):
+    with evaluating([model]):
         if isinstance(model, Transformer):
-            layers = _transformer_weights(model, src, tgt)
+            stacks = _every_attention(model, src, tgt)
         else:
-            layers = model.source_weights(src, tgt)  # (B, H, T, S) each
-    if not -len(layers) <= layer < len(layers):
-        raise ValueError(f"layer is {layer}: the decoder has {len(layers)}")
+            cross = torch.stack(model.source_weights(src, tgt), dim=1)
+            none = [cross.new_empty(len(x), 0, 0, *[x.size(1)] * 2) for x in (src, tgt)]
+            stacks = [*none, cross]
     lengths = (src != model.config.pad_id).sum(dim=-1).tolist()
-    return [
-        of_one[:, : len(ids) + 1, :length]  # (H, T, S)
-        for of_one, ids, length in zip(layers[layer], outputs, lengths, strict=True)
-    ]
+    found = []
+    for b, (s, ids) in enumerate(zip(lengths, outputs, strict=True)):
+        sizes = (s, s), (len(ids) + 1,) * 2, (len(ids) + 1, s)
+        maps = (w[b, :, :, :t, :k] for w, (t, k) in zip(stacks, sizes, strict=True))
+        found.append(AttentionMaps(*maps))
+    return found

@@ -1,6 +1,9 @@
 # Written in notebooks/5_4_regularization.ipynb; edit it there.
 """Cross-entropy with label smoothing (§5.4)."""
 
+import functools
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,6 +11,7 @@ from torch import Tensor
 __all__ = [
     "PRODUCT_ROWS",
     "SOFTMAX_ROWS",
+    "FUSED",
     "label_smoothed_cross_entropy",
     "projected_cross_entropy",
 ]
@@ -45,6 +49,7 @@ def _check_smoothing(smoothing: float) -> None:
 
 PRODUCT_ROWS = {"cpu": 2048}  # positions whose logits are there at once
 SOFTMAX_ROWS = 128  # positions of one softmax: 4 MiB of float32 where V is 8,000
+FUSED = {"cuda"}  # devices on which a compiled run has the softmax compiled as well
 
 
 def _softmax_loss_(
@@ -61,9 +66,15 @@ def _softmax_loss_(
     right = z.gather(1, target)[:, 0]  # (n,)
     losses = log_sum - (1 - smoothing) * right - share * z.sum(dim=-1)
     p -= share
-    p.scatter_add_(1, target, p.new_full(target.shape, smoothing - 1))
-    logits.copy_(p)
+    at_target = p.gather(1, target) + (smoothing - 1)  # (n, 1)
+    logits.copy_(p).scatter_(1, target, at_target.to(logits.dtype))
     return losses.masked_fill(pads[:, 0], 0.0).sum()
+
+
+@functools.cache
+def _fused_softmax_loss_() -> Callable[..., Tensor]:
+    """The same from torch.compile: few passes over the block, no float32 copy of it."""
+    return torch.compile(_softmax_loss_, dynamic=True)
 
 
 def _positions(target: Tensor, pad_id: int) -> tuple[Tensor, ...]:
@@ -99,16 +110,16 @@ def projected_cross_entropy(
     hidden: (…, D), what the decoder returns. weight: (V, D), the pre-softmax matrix.
     target, smoothing, pad_id and what is returned and raised: as there. Under autocast
     the products are in its type; the softmax is in float32 always. Differentiable
-    once, and compiled as one operator.
+    once, and compiled as one operator; what is inside it is compiled for itself.
     """
     _check_smoothing(smoothing)
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
         hidden = hidden.to(torch.get_autocast_dtype(device))
     wanted = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    loss, _, _ = _project(
-        hidden.flatten(0, -2), weight, target.flatten(), smoothing, pad_id, wanted
-    )
+    fused = torch.compiler.is_compiling() and device in FUSED
+    rows = hidden.flatten(0, -2), weight, target.flatten()
+    loss, _, _ = _project(*rows, smoothing, pad_id, wanted, fused)
     return loss
 
 
@@ -120,8 +131,10 @@ def _project(
     smoothing: float,
     pad_id: int,
     wanted: bool,
+    fused: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss and, where wanted, its gradients: (), (P, D), (V, D)."""
+    softmax_loss_ = _fused_softmax_loss_() if fused else _softmax_loss_
     loss = _scalar(hidden)
     grad_hidden, grad_weight = _gradients(hidden, weight, wanted)
     weight = weight.to(hidden.dtype)
@@ -132,7 +145,7 @@ def _project(
         logits = x @ weight.t()  # (n, V), and a moment later p - q
         n = SOFTMAX_ROWS if hidden.device.type == "cpu" else len(rows)
         for parts in zip(logits.split(n), y.split(n), pads.split(n), strict=True):
-            loss += _softmax_loss_(*parts, smoothing)
+            loss += softmax_loss_(*parts, smoothing)
         if wanted:
             grad_hidden[rows] = (logits @ weight).masked_fill(pads, 0.0)
             grad_weight += logits.t() @ x
@@ -140,7 +153,7 @@ def _project(
 
 
 @_project.register_fake
-def _(hidden, weight, target, smoothing, pad_id, wanted):
+def _(hidden, weight, target, smoothing, pad_id, wanted, fused=False):
     return _scalar(hidden), *_gradients(hidden, weight, wanted)
 
 
@@ -150,7 +163,7 @@ def _keep_gradients(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -
 
 def _scale_gradients(ctx, upstream: Tensor, *_: Tensor | None) -> tuple:
     grad_hidden, grad_weight = ctx.saved_tensors
-    return grad_hidden * upstream, grad_weight * upstream, None, None, None, None
+    return grad_hidden * upstream, grad_weight * upstream, *[None] * 5
 
 
 _project.register_autograd(_scale_gradients, setup_context=_keep_gradients)

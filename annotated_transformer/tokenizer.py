@@ -107,6 +107,73 @@ def sample_lines(lines: Iterable[str], n: int, seed: int = 0) -> list[str]:
     return [line for _, line in sorted(kept)]
 
 
+SPECIAL, MODEL_TYPES = ("pad_id", "bos_id", "eos_id", "unk_id"), ("bpe", "unigram")
+
+
+def _check_wishes(
+    vocab_size: int, model_type: str, coverage: float, max_lines: int | None
+) -> None:
+    """Raises ValueError where an argument of `Tokenizer.train` is out of range."""
+    if model_type not in MODEL_TYPES:
+        known = " or ".join(map(repr, MODEL_TYPES))
+        raise ValueError(f"model_type is {model_type!r}, but must be {known}")
+    if not 0.98 <= coverage <= 1:
+        raise ValueError(
+            f"character_coverage is {coverage}, but must be from 0.98 to 1"
+        )
+    if max_lines is not None and max_lines < 1:
+        raise ValueError(f"max_lines is {max_lines}, but must be at least 1")
+    if vocab_size <= 4 + 256:
+        raise ValueError(
+            f"cannot learn {vocab_size} pieces: the special tokens and the bytes "
+            "alone are 260"
+        )
+
+
+def _learn(
+    lines: Iterable[str],
+    vocab_size: int,
+    model_type: str,
+    coverage: float,
+    special: dict[str, int],
+) -> bytes:
+    """The model that sentencepiece learns, with the decisions above."""
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            model_type=model_type,
+            vocab_size=vocab_size,
+            character_coverage=coverage,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            max_sentence_length=1 << 20,  # bytes; a longer line is not learned from
+            minloglevel=2,
+            **special,
+        )
+    except RuntimeError as error:
+        why = _why(str(error))
+        raise ValueError(f"cannot learn {vocab_size} pieces: {why}") from None
+    return model.getvalue()
+
+
+def _why(message: str) -> str:
+    """sentencepiece's message in words that help whoever called."""
+    if "sentences_.empty()" in message:
+        return "there is no text to learn from"
+    if most := re.search(r"value <= (\d+)", message):
+        return f"this text gives at most {most[1]}"
+    if least := re.search(r"required_chars\. \d+ vs (\d+)", message):
+        return (
+            f"the special tokens, the 256 bytes and the characters of this text "
+            f"alone are {least[1]}"
+        )
+    if "Unable to cast" in message:
+        return "a line is not a string that UTF-8 can hold"
+    return message.splitlines()[0]
+
+
 class Tokenizer:
     """Text ↔ ids of pieces: a sentencepiece model with fixed special tokens (§5.1).
 
@@ -117,7 +184,7 @@ class Tokenizer:
     """
 
     pad_id, bos_id, eos_id, unk_id = 0, 1, 2, 3
-    model_types = "bpe", "unigram"
+    model_types = MODEL_TYPES
 
     def __init__(self, model: bytes) -> None:
         """model: what `save` writes. Raises ValueError where it is anything else."""
@@ -128,7 +195,7 @@ class Tokenizer:
             self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError:
             raise ValueError("not a sentencepiece model") from None
-        for name in ("pad_id", "bos_id", "eos_id", "unk_id"):
+        for name in SPECIAL:
             ours, theirs = getattr(self, name), getattr(self.processor, name)()
             if theirs != ours:
                 raise ValueError(f"{name} is {theirs}, but must be {ours}")
@@ -159,61 +226,11 @@ class Tokenizer:
         The same arguments always give the same pieces. Raises ValueError where one is
         out of range, or the text has too few or too many pieces for vocab_size.
         """
-        if model_type not in cls.model_types:
-            known = " or ".join(map(repr, cls.model_types))
-            raise ValueError(f"model_type is {model_type!r}, but must be {known}")
-        if not 0.98 <= character_coverage <= 1:
-            raise ValueError(
-                f"character_coverage is {character_coverage}, but must be from 0.98 "
-                "to 1"
-            )
-        if max_lines is not None and max_lines < 1:
-            raise ValueError(f"max_lines is {max_lines}, but must be at least 1")
-        if vocab_size <= 4 + 256:
-            raise ValueError(
-                f"cannot learn {vocab_size} pieces: the special tokens and the bytes "
-                "alone are 260"
-            )
+        _check_wishes(vocab_size, model_type, character_coverage, max_lines)
         if max_lines is not None:
             lines = sample_lines(lines, max_lines, seed)
-        model = io.BytesIO()
-        try:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(lines),
-                model_writer=model,
-                model_type=model_type,
-                vocab_size=vocab_size,
-                character_coverage=character_coverage,
-                byte_fallback=True,
-                normalization_rule_name="identity",
-                max_sentence_length=1 << 20,  # bytes; a longer line is not learned from
-                pad_id=cls.pad_id,
-                bos_id=cls.bos_id,
-                eos_id=cls.eos_id,
-                unk_id=cls.unk_id,
-                minloglevel=2,
-            )
-        except RuntimeError as error:
-            raise ValueError(
-                f"cannot learn {vocab_size} pieces: {cls._why(str(error))}"
-            ) from None
-        return cls(model.getvalue())
-
-    @staticmethod
-    def _why(message: str) -> str:
-        """sentencepiece's message in words that help whoever called `train`."""
-        if "sentences_.empty()" in message:
-            return "there is no text to learn from"
-        if most := re.search(r"value <= (\d+)", message):
-            return f"this text gives at most {most[1]}"
-        if least := re.search(r"required_chars\. \d+ vs (\d+)", message):
-            return (
-                f"the special tokens, the 256 bytes and the characters of this text "
-                f"alone are {least[1]}"
-            )
-        if "Unable to cast" in message:
-            return "a line is not a string that UTF-8 can hold"
-        return message.splitlines()[0]
+        special = {name: getattr(cls, name) for name in SPECIAL}
+        return cls(_learn(lines, vocab_size, model_type, character_coverage, special))
 
     @property
     def vocab_size(self) -> int:

@@ -6,11 +6,13 @@ import hashlib
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,6 +29,8 @@ from .schedule import learning_rate
 __all__ = [
     "OF_SAVING",
     "READ_EVERY",
+    "AHEAD",
+    "Item",
     "TrainingConfig",
     "Objective",
     "batch_loss",
@@ -40,6 +44,7 @@ __all__ = [
     "cost",
     "process_group",
     "shared",
+    "pinned",
     "share_out",
     "wrap",
     "run_tensors",
@@ -52,6 +57,8 @@ __all__ = [
     "is_due",
     "validate",
     "describe_failure",
+    "ahead",
+    "prepare",
     "train",
 ]
 
@@ -351,17 +358,27 @@ def shared(make: Callable[[], Any]) -> Any:
     return box[0]
 
 
+def pinned(batch: Batch, device: torch.device) -> Batch:
+    """The batch in memory that a GPU reads by itself; for a CPU, as it is."""
+    if device.type != "cuda":
+        return batch
+    with torch.cuda.device(device):  # a thread of its own begins with the first GPU
+        return Batch(*(part.pin_memory() for part in batch))
+
+
 def share_out(
     step: int, groups: list, batches: TokenBatches, model: EncoderDecoder, seed: int
 ) -> list[tuple[int, Batch]]:
     """This process's batches of a step, each with the seed of its dropout.
 
     Batch number i is for process i modulo their number. A process that gets none, at
-    the end of an epoch, takes part with a batch that has nothing to predict.
+    the end of an epoch, takes part with a batch that has nothing to predict. Where
+    the model is on a GPU, the batches lie where it can fetch them.
     """
     rank, world = processes()
+    device = next(model.parameters()).device
     mine = [
-        (batch_seed(seed, step, i), batches.make(group))
+        (batch_seed(seed, step, i), pinned(batches.make(group), device))
         for i, group in enumerate(groups)
         if i % world == rank
     ]
@@ -544,6 +561,33 @@ def describe_failure(bad: Step, n_batches: int, size: int) -> str:
     )
 
 
+AHEAD = 2  # steps that are prepared before they are asked for
+Item = TypeVar("Item")
+
+
+def ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items, made by a thread while the ones before them are in use."""
+    end = object()
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        waiting = deque(thread.submit(next, items, end) for _ in range(AHEAD))
+        try:
+            while (item := waiting.popleft().result()) is not end:
+                waiting.append(thread.submit(next, items, end))
+                yield item
+        finally:
+            for one in waiting:
+                one.cancel()
+
+
+def prepare(
+    first: int, batches: TokenBatches, model: EncoderDecoder, config: TrainingConfig
+) -> Iterator[tuple[int, int, int, list[tuple[int, Batch]]]]:
+    """From step `first` on: (step, epoch, target tokens, this process's batches)."""
+    for step, epoch, groups in steps_from(first, batches, config):
+        tokens = sum(map(batches.target_tokens, groups))
+        yield step, epoch, tokens, share_out(step, groups, batches, model, config.seed)
+
+
 def train(
     model: EncoderDecoder,
     batches: TokenBatches,
@@ -584,11 +628,11 @@ def train(
     with bar, contextlib.closing(files) if files else contextlib.nullcontext():
         model.train()
         since = saved = time.perf_counter()
-        for step, epoch, groups in steps_from(progress.step + 1, batches, config):
+        for step, epoch, tokens, mine in ahead(
+            prepare(progress.step + 1, batches, model, config)
+        ):
             rate = learning_rate(step, model.config.d_model, config.warmup)
             rate *= config.rate
-            tokens = sum(map(batches.target_tokens, groups))
-            mine = share_out(step, groups, batches, model, config.seed)
             loss, norm = update(objective, adam, mine, tokens, rate, config.bfloat16)
             unread.append(Step(step, epoch, tokens, rate, loss, norm))
             bar.update()

@@ -8,6 +8,7 @@ import random
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path
@@ -23,9 +24,11 @@ from .batching import pad
 from .checkpoints import checkpoints, read_state
 from .corpora import stream_lines
 from .decoding import (
+    AttentionMaps,
     Hypothesis,
+    attention_maps,
     beam_search,
-    cross_attention_weights,
+    evaluating,
     greedy_search,
     log_probability,
     sample,
@@ -165,14 +168,101 @@ class Translation(NamedTuple):
 
 
 class Attention(NamedTuple):
-    """Where each piece of a translation came from, as the model sees it."""
+    """Where a model looked when it translated a line."""
 
-    source: list[str]  # S pieces, eos last
-    target: list[str]  # T pieces, eos last
-    weights: Tensor  # (H, T, S), a row sums to 1 over the source
+    source: list[str]  # S pieces, eos last: what the encoder reads
+    read: list[str]  # T pieces, bos first: what the decoder reads
+    target: list[str]  # T pieces, eos last: what it chooses, each after reading one
+    maps: AttentionMaps  # over these pieces
 
 
 _Result = TypeVar("_Result")
+
+
+def _texts(lines: Iterable[str] | Path) -> Iterator[str]:
+    """The lines of a list, an iterator, an open file or a path, without line ends."""
+    if isinstance(lines, str):
+        raise TypeError("lines is a string: hand over a list of sentences")
+    if isinstance(lines, Path):
+        lines = stream_lines(lines)
+    for line in lines:
+        yield line.removesuffix("\n").removesuffix("\r")
+
+
+def _side_by_side(
+    work: Callable[[list[int]], list[_Result]], groups: list[list[int]], device: str
+) -> list[list[_Result]]:
+    """work(group) for each; on a CPU each group has a thread, and cores of its own."""
+    n_threads = torch.get_num_threads()
+    n_workers = min(n_threads, len(groups)) if device == "cpu" else 1
+    if n_workers < 2:
+        return [work(group) for group in groups]
+    share = {"initializer": torch.set_num_threads, "initargs": [n_threads // n_workers]}
+    try:
+        with ThreadPoolExecutor(n_workers, **share) as pool:
+            return list(pool.map(work, groups))
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def _in_batches(
+    translator: "Translator",
+    lines: Iterable[str],
+    batch_size: int,
+    search: Callable[[Tensor, list[int]], list[_Result]],
+) -> list[_Result | None]:
+    """What search finds for each line, in the order of the lines; None: blank.
+
+    search: called with src, (B, S), and the numbers of its lines, from 0.
+    """
+    encoded: list[list[int]] = []
+    for number, line in enumerate(_texts(lines), start=1):
+        try:
+            encoded.append(translator.encode(line) if line.strip() else [])
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from None
+    order = [i for i, ids in enumerate(encoded) if ids]
+    order.sort(key=lambda i: len(encoded[i]), reverse=True)
+    groups = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    models, special = [translator.model, *translator.others], translator.tokenizer
+    device = translator.model.embedding.weight.device
+
+    def of_group(group: list[int]) -> list[_Result]:
+        ids = [[*encoded[i], special.eos_id] for i in group]
+        return search(pad(ids, special.pad_id).to(device), group)
+
+    with evaluating(models):  # here, since the groups share them
+        found = _side_by_side(of_group, groups, device.type)
+    results: list[_Result | None] = [None] * len(encoded)
+    for group, several in zip(groups, found, strict=True):
+        for i, result in zip(group, several, strict=True):
+            results[i] = result
+    return results
+
+
+def _with_starts(
+    translator: "Translator", lines: Iterable[str], prefixes: Sequence[str] | None
+) -> tuple[Iterable[str], list[list[int]] | None]:
+    """The lines, and the pieces with which the translation of each begins."""
+    if prefixes is None:
+        return lines, None
+    lines = list(_texts(lines))
+    if len(prefixes) != len(lines):
+        raise ValueError(f"{len(prefixes)} prefixes for {len(lines)} lines")
+    return lines, [translator.tokenizer.encode(prefix) for prefix in prefixes]
+
+
+def _translations(
+    translator: "Translator", found: list[list[Hypothesis] | None]
+) -> list[list[Translation]]:
+    """Hypotheses with their text; None, a blank line, has one that is empty."""
+    nothing = [Translation("", [], 0.0, 0.0, True)]
+    return [
+        nothing
+        if some is None
+        else [Translation(translator.decode(one.tokens), *one) for one in some]
+        for some in found
+    ]
 
 
 class Translator:
@@ -212,6 +302,10 @@ class Translator:
             )
         return ids
 
+    def decode(self, ids: list[int]) -> str:
+        """The text of ids, on one line: a byte piece can spell a line end."""
+        return re.sub(r"[\r\n]+", " ", self.tokenizer.decode(ids))
+
     def translate(
         self,
         lines: Iterable[str],
@@ -224,16 +318,20 @@ class Translator:
 
         lines: strings, from a list, an iterator, an open file; or the path of a file.
         A line end at the end of one is not part of it. batch_size: sentences translated
-        at a time, grouped by length. It decides time and memory and, rounding of the
-        last bit apart, nothing else. beam_size, alpha: as `beam_search`; a beam of 1 is
-        greedy search, where alpha means nothing. conditions: min_length, prefixes, as
-        `n_best`.
+        at a time, grouped by length; on a CPU, by each of torch's threads. It decides
+        time and memory and, rounding of the last bit apart, nothing else. beam_size,
+        alpha: as `beam_search`; a beam of 1 is greedy search, where alpha means
+        nothing. conditions: min_length, prefixes, as `n_best`.
         Raises ValueError, naming the line from 1, where one is too long; TypeError
         where lines is one string.
         """
         if beam_size == 1 and not self.others and not conditions:
-            outputs = self._in_batches(lines, batch_size, self._greedy)
-            return ["" if ids is None else self._text(ids) for ids in outputs]
+
+            def search(src: Tensor, group: list[int]) -> list[list[int]]:
+                return greedy_search(self.model, src, EXTRA_LENGTH)
+
+            outputs = _in_batches(self, lines, batch_size, search)
+            return ["" if ids is None else self.decode(ids) for ids in outputs]
         found = self.n_best(lines, 1, batch_size, beam_size, alpha, **conditions)
         return [best.text for (best,) in found]
 
@@ -255,7 +353,7 @@ class Translator:
         whole words; the pieces are those the tokenizer has for it. A blank line has one
         translation, which is empty. Two can differ in their pieces and not in the text.
         """
-        lines, starts = self._with_starts(lines, prefixes)
+        lines, starts = _with_starts(self, lines, prefixes)
 
         def search(src: Tensor, group: list[int]) -> list[list[Hypothesis]]:
             return beam_search(
@@ -269,7 +367,7 @@ class Translator:
                 prefixes=None if starts is None else [starts[i] for i in group],
             )
 
-        return self._translations(self._in_batches(lines, batch_size, search))
+        return _translations(self, _in_batches(self, lines, batch_size, search))
 
     def sample(
         self,
@@ -289,7 +387,7 @@ class Translator:
         seed: with it and its number, from first on, each line has a lot of its own,
         whatever stands on the other lines.
         """
-        lines, starts = self._with_starts(lines, prefixes)
+        lines, starts = _with_starts(self, lines, prefixes)
         device = self.model.embedding.weight.device
 
         def search(src: Tensor, group: list[int]) -> list[list[Hypothesis]]:
@@ -307,7 +405,7 @@ class Translator:
                 prefixes=None if starts is None else [starts[i] for i in group],
             )
 
-        return self._translations(self._in_batches(lines, 1, search))
+        return _translations(self, _in_batches(self, lines, 1, search))
 
     def score(
         self,
@@ -337,78 +435,36 @@ class Translator:
             given = [outputs[i] for i in group]
             return log_probability([self.model, *self.others], src, given)
 
-        scores = self._in_batches(lines, batch_size, search)
+        scores = _in_batches(self, lines, batch_size, search)
         blank = [-math.inf if ids else 0.0 for ids in outputs]
         return [b if s is None else s for s, b in zip(scores, blank, strict=True)]
 
-    def attention(self, line: str, tokens: Sequence[int], layer: int = -1) -> Attention:
-        """Where the model looked for each piece of a translation of line.
+    def attention(
+        self, line: str, translation: str | Sequence[int] | None = None
+    ) -> Attention:
+        """Where the model looked, in all layers and heads, for a translation of line.
 
-        tokens: of the translation, as in `Translation`. layer: of the decoder.
+        translation: a text, or tokens as in `Translation`; that of greedy search if not
+        given. Of an ensemble, the first model is asked. Raises ValueError where one of
+        the two is too long.
         """
-        eos_id = self.tokenizer.eos_id
-        ids, out = [*self.encode(line), eos_id], [*tokens, eos_id]
+        tokenizer = self.tokenizer
+        ids = [*self.encode(line), tokenizer.eos_id]
         src = torch.tensor([ids], device=self.model.embedding.weight.device)
-        (weights,) = cross_attention_weights(self.model, src, [tokens], layer)
-        piece = self.tokenizer.processor.id_to_piece
-        return Attention([piece(i) for i in ids], [piece(i) for i in out], weights)
-
-    def _in_batches(
-        self,
-        lines: Iterable[str],
-        batch_size: int,
-        search: Callable[[Tensor, list[int]], list[_Result]],
-    ) -> list[_Result | None]:
-        """What search finds for each line, in the order of the lines; None: blank.
-
-        search: called with src, (B, S), and the numbers of its lines, from 0.
-        """
-        encoded: list[list[int]] = []
-        for number, line in enumerate(_texts(lines), start=1):
-            try:
-                encoded.append(self.encode(line) if line.strip() else [])
-            except ValueError as error:
-                raise ValueError(f"line {number}: {error}") from None
-        results: list[_Result | None] = [None] * len(encoded)
-        order = [i for i, ids in enumerate(encoded) if ids]
-        order.sort(key=lambda i: len(encoded[i]), reverse=True)
-        config = self.model.config
-        for start in range(0, len(order), batch_size):
-            group = order[start : start + batch_size]
-            src = pad([[*encoded[i], config.eos_id] for i in group], config.pad_id)
-            src = src.to(self.model.embedding.weight.device)  # (B, S)
-            for i, result in zip(group, search(src, group), strict=True):
-                results[i] = result
-        return results
-
-    def _greedy(self, src: Tensor, group: list[int]) -> list[list[int]]:
-        return greedy_search(self.model, src, EXTRA_LENGTH)
-
-    def _with_starts(
-        self, lines: Iterable[str], prefixes: Sequence[str] | None
-    ) -> tuple[Iterable[str], list[list[int]] | None]:
-        """The lines, and the pieces with which the translation of each begins."""
-        if prefixes is None:
-            return lines, None
-        lines = list(_texts(lines))
-        if len(prefixes) != len(lines):
-            raise ValueError(f"{len(prefixes)} prefixes for {len(lines)} lines")
-        return lines, [self.tokenizer.encode(prefix) for prefix in prefixes]
-
-    def _translations(
-        self, found: list[list[Hypothesis] | None]
-    ) -> list[list[Translation]]:
-        nothing = [Translation("", [], 0.0, 0.0, True)]
-        return [
-            nothing
-            if some is None
-            else [Translation(self._text(one.tokens), *one) for one in some]
-            for some in found
-        ]
-
-    def _text(self, ids: list[int]) -> str:
-        # A byte piece can spell a line end: one line in is one line out all the same.
-        return re.sub(r"[\r\n]+", " ", self.tokenizer.decode(ids))
+        if translation is None:
+            (translation,) = greedy_search(self.model, src, EXTRA_LENGTH)
+        elif isinstance(translation, str):
+            translation = tokenizer.encode(translation)
+        if len(translation) >= self.model.config.max_length:
+            raise ValueError(
+                f"a translation of {len(translation)} tokens, more than the "
+                f"{self.model.config.max_length - 1} the model takes"
+            )
+        (maps,) = attention_maps(self.model, src, [translation])
+        piece = tokenizer.processor.id_to_piece
+        source, chosen = [piece(i) for i in ids], [piece(i) for i in translation]
+        bos, eos = piece(tokenizer.bos_id), piece(tokenizer.eos_id)
+        return Attention(source, [bos, *chosen], [*chosen, eos], maps)
 
     def save_pretrained(
         self, directory: str | Path, dtype: torch.dtype | None = None
@@ -470,16 +526,6 @@ class Translator:
             if other.tokenizer.model != first.tokenizer.model:
                 raise ValueError(f"{name} has another {TOKENIZER} than {names[0]}")
         return cls(first.model, first.tokenizer, [other.model for other in others])
-
-
-def _texts(lines: Iterable[str] | Path) -> Iterator[str]:
-    """The lines of a list, an iterator, an open file or a path, without line ends."""
-    if isinstance(lines, str):
-        raise TypeError("lines is a string: hand over a list of sentences")
-    if isinstance(lines, Path):
-        lines = stream_lines(lines)
-    for line in lines:
-        yield line.removesuffix("\n").removesuffix("\r")
 
 
 def average_weights(states: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:

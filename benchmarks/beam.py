@@ -4,7 +4,7 @@
 
 translates val of Multi30k with every beam size and every α, and test_2016_flickr
 greedily and as the paper does it (beam 4, α = 0.6), with a model that
-`benchmarks/multi30k.py` has trained. It prints a table and writes
+`annotated-transformer train --corpus multi30k` has made. It prints a table and writes
 book/records/beam_multi30k.json. Translations are the same on every machine, rounding
 of the last bit apart; one core takes about ten minutes. What is done is kept in
 --work: a run that was broken off goes on from there.

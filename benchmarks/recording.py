@@ -23,10 +23,20 @@ from annotated_transformer.batching import Batch, Pair, make_batch
 ROOT = Path(__file__).resolve().parent.parent
 
 
+COMMIT = "ANNOTATED_TRANSFORMER_COMMIT"  # set where a copy has no history of its own
+
+
 def git_commit() -> str:
-    """The commit of the code, with -dirty where files differ from it."""
+    """The commit of the code, with -dirty where files differ from it.
+
+    In a copy without history it is what the environment variable COMMIT names says.
+    """
+    if os.environ.get(COMMIT):
+        return os.environ[COMMIT]
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(git, check=True, capture_output=True, text=True)
+    done = subprocess.run(git, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"git does not know the commit of {ROOT}: set {COMMIT} to it")
     return done.stdout.strip()
 
 
@@ -88,8 +98,13 @@ def _finished(lines: Path) -> dict[str, dict]:
     return {json.dumps(entry["case"]): entry["result"] for entry in entries}
 
 
-def write_record(record: Path, command: str, contents: dict, packages=()) -> None:
-    """The record: what made it and where, then the contents; one run a line."""
+def write_record(
+    record: Path, command: str, contents: dict, packages=(), whole: bool = True
+) -> None:
+    """The record: what made it and where, then the contents; one run a line.
+
+    whole: nothing is missing, so the lines of the runs can go.
+    """
     head = {
         "command": command,
         "commit": git_commit(),
@@ -101,10 +116,11 @@ def write_record(record: Path, command: str, contents: dict, packages=()) -> Non
         },
         "cpu_seconds": round(sum(run["cpu_seconds"] for run in contents["runs"])),
     }
-    whole = json.dumps(head | contents | {"runs": []}, indent=1, ensure_ascii=False)
+    frame = json.dumps(head | contents | {"runs": []}, indent=1, ensure_ascii=False)
     runs = ",\n".join("  " + json.dumps(run) for run in contents["runs"])
-    text = whole.replace('"runs": []', f'"runs": [\n{runs}\n ]') + "\n"
+    text = frame.replace('"runs": []', f'"runs": [\n{runs}\n ]') + "\n"
     json.loads(text)  # it is what it looks like
     record.write_text(text, encoding="utf-8")
-    _lines(record).unlink(missing_ok=True)
+    if whole:
+        _lines(record).unlink(missing_ok=True)
     print(record, file=sys.stderr)

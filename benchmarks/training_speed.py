@@ -32,6 +32,7 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -56,8 +57,7 @@ from annotated_transformer.schedule import learning_rate
 from annotated_transformer.tokenizer import Tokenizer
 from annotated_transformer.training import Objective
 
-D_MODEL, N_LAYERS, D_FF, VOCAB_SIZE, LONGEST = 256, 3, 1024, 8000, 512
-DROPOUT, SMOOTHING, RATE = 0.1, 0.1, 1e-4
+LONGEST, SMOOTHING, RATE = 512, 0.1, 1e-4
 MAX_TOKENS = {"cpu": 128 * 20, "cuda": 25_000}
 WARM_UP = 3  # steps that are not timed, after compilation
 CURVE = {"max_tokens": 640, "steps": 300, "warmup": 150, "last": 50, "seeds": (0, 1, 2)}
@@ -69,24 +69,36 @@ KEEP = {
 }
 
 
+class Size(NamedTuple):
+    """Of the model, in every system; by default that of the race of §5.2."""
+
+    d_model: int = 256
+    n_layers: int = 3
+    d_ff: int = 1024
+    n_heads: int = 8
+    vocab_size: int = 8000
+    dropout: float = 0.1
+
+
 # The systems: each maps (src, tgt, labels) to the summed loss
 
 
 class TorchTransformer(nn.Module):
     """`torch.nn.Transformer` with one embedding for source, target and projection."""
 
-    def __init__(self, special: tuple[int, int, int], n_heads: int) -> None:
+    def __init__(self, special: tuple[int, int, int], size: Size) -> None:
         super().__init__()
-        self.pad_id = special[0]
-        self.embedding = nn.Embedding(VOCAB_SIZE, D_MODEL, padding_idx=self.pad_id)
-        nn.init.normal_(self.embedding.weight, std=D_MODEL**-0.5)
-        self.register_buffer("positions", sinusoidal_encoding(LONGEST, D_MODEL))
-        sizes = (D_MODEL, n_heads, N_LAYERS, N_LAYERS, D_FF, DROPOUT)
-        self.transformer = nn.Transformer(*sizes, batch_first=True)
-        self.dropout = nn.Dropout(DROPOUT)
+        self.pad_id, width = special[0], size.d_model
+        self.embedding = nn.Embedding(size.vocab_size, width, padding_idx=self.pad_id)
+        nn.init.normal_(self.embedding.weight, std=width**-0.5)
+        self.register_buffer("positions", sinusoidal_encoding(LONGEST, width))
+        sizes = (width, size.n_heads, size.n_layers, size.n_layers, size.d_ff)
+        self.transformer = nn.Transformer(*sizes, size.dropout, batch_first=True)
+        self.dropout = nn.Dropout(size.dropout)
+        self.scale = math.sqrt(width)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        scaled = self.embedding(tokens) * math.sqrt(D_MODEL)
+        scaled = self.embedding(tokens) * self.scale
         return self.dropout(scaled + self.positions[: tokens.size(1)])
 
     def forward(self, src: Tensor, tgt: Tensor, labels: Tensor) -> Tensor:
@@ -106,7 +118,7 @@ class TorchTransformer(nn.Module):
 class Marian(nn.Module):
     """Hugging Face's MarianMTModel; dropout where the paper has it and nowhere else."""
 
-    def __init__(self, special: tuple[int, int, int], n_heads: int, kind: str) -> None:
+    def __init__(self, special: tuple[int, int, int], size: Size, kind: str) -> None:
         super().__init__()
         from transformers import MarianConfig, MarianMTModel
 
@@ -115,16 +127,16 @@ class Marian(nn.Module):
             f"{stack}_{name}": value
             for stack in ("encoder", "decoder")
             for name, value in (
-                ("layers", N_LAYERS),
-                ("attention_heads", n_heads),
-                ("ffn_dim", D_FF),
+                ("layers", size.n_layers),
+                ("attention_heads", size.n_heads),
+                ("ffn_dim", size.d_ff),
             )
         }
         config = MarianConfig(
-            vocab_size=VOCAB_SIZE,
-            d_model=D_MODEL,
+            vocab_size=size.vocab_size,
+            d_model=size.d_model,
             **stacks,
-            dropout=DROPOUT,
+            dropout=size.dropout,
             attention_dropout=0.0,
             activation_dropout=0.0,
             activation_function="relu",
@@ -161,11 +173,10 @@ def summed_loss(logits: Tensor, labels: Tensor, pad_id: int) -> Tensor:
     )
 
 
-def ours(special: tuple[int, int, int], n_heads: int) -> nn.Module:
+def ours(special: tuple[int, int, int], size: Size) -> nn.Module:
     """This package, as `train` runs it."""
     ids = dict(zip(("pad_id", "bos_id", "eos_id"), special, strict=True))
-    shape = {"d_model": D_MODEL, "n_layers": N_LAYERS, "d_ff": D_FF, "dropout": DROPOUT}
-    config = TransformerConfig(VOCAB_SIZE, n_heads=n_heads, **shape, **ids)
+    config = TransformerConfig(**size._asdict(), **ids)
     return Objective(Transformer(config), SMOOTHING)
 
 
@@ -186,15 +197,15 @@ class Step:
         torch.manual_seed(case.get("seed", 0))
         self.special, self.device = data["special"], device
         self.bfloat16 = case["bfloat16"]
-        module = SYSTEMS[case["system"]](self.special, data["n_heads"]).to(device)
+        module = SYSTEMS[case["system"]](self.special, data["size"]).to(device)
         adam = {"lr": rate, "betas": (0.9, 0.98), "eps": 1e-9, "fused": True}
         self.adam = torch.optim.Adam(module.train().parameters(), **adam)
         self.parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
         compiled = case.get("compiled", False)
         self.module = torch.compile(module, dynamic=True) if compiled else module
 
-    def __call__(self, batch: Batch) -> float:
-        """The mean loss of a target token, before the update."""
+    def __call__(self, batch: Batch) -> Tensor:
+        """The mean loss of a target token, before the update; nobody waits for it."""
         tokens = int((batch.labels != self.special[0]).sum())
         batch = [part.to(self.device, non_blocking=True) for part in batch]
         with torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16):
@@ -202,13 +213,13 @@ class Step:
         self.adam.zero_grad()
         loss.backward()
         self.adam.step()
-        return loss.item()  # waits for the device
+        return loss.detach()
 
 
 # Data
 
 
-def load_data(n_heads: int, max_tokens: int) -> dict:
+def load_data(size: Size, max_tokens: int) -> dict:
     """Pairs of piece ids, and batches of two kinds."""
     if os.environ.get(DATA_VARIABLE):
         corpus, pairs = "multi30k", load_pairs("multi30k", "en", "de", "train")
@@ -217,7 +228,7 @@ def load_data(n_heads: int, max_tokens: int) -> dict:
         both = [(t.english.text, t.german.text) for t in generate(29_000, 0)]
         pairs = tuple(zip(*both, strict=True))
     # The embedded corpus has too few words for 8,000 pieces; its model has as many.
-    wanted = VOCAB_SIZE if corpus == "multi30k" else 1000
+    wanted = size.vocab_size if corpus == "multi30k" else 1000
     tokenizer = Tokenizer.train([*pairs[0], *pairs[1]], wanted)
     special = tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id
     ids = list(zip(*map(tokenizer.encode, map(list, pairs)), strict=True))
@@ -236,7 +247,7 @@ def load_data(n_heads: int, max_tokens: int) -> dict:
     return {
         "corpus": corpus,
         "special": special,
-        "n_heads": n_heads,
+        "size": size,
         "ids": ids,
         "grouped": [batches.make(group) for group in batches.groups(0)[:100]],
         "fixed": fixed,
@@ -245,7 +256,7 @@ def load_data(n_heads: int, max_tokens: int) -> dict:
     }
 
 
-def describe(batch: Batch, pad_id: int) -> dict:
+def describe(batch: Batch, pad_id: int, size: Size) -> dict:
     """Tokens without padding, and the operations that a step on them needs.
 
     6 a parameter and token (2 forward, 4 backward): source-side parameters by source
@@ -254,11 +265,12 @@ def describe(batch: Batch, pad_id: int) -> dict:
     """
     src, tgt = ((part != pad_id).sum(1) for part in (batch.src, batch.labels))
     n_src, n_tgt = int(src.sum()), int(tgt.sum())
-    attention, network = D_MODEL * D_MODEL, 2 * D_MODEL * D_FF
-    on_src = N_LAYERS * (4 * attention + network + 2 * attention)  # with cross W^K, W^V
-    on_tgt = N_LAYERS * (6 * attention + network) + VOCAB_SIZE * D_MODEL
-    pairs = N_LAYERS * int((src * src + tgt * tgt + src * tgt).sum())
-    operations = 6 * (on_src * n_src + on_tgt * n_tgt) + 12 * D_MODEL * pairs
+    width, layers = size.d_model, size.n_layers
+    attention, network = width * width, 2 * width * size.d_ff
+    on_src = layers * (4 * attention + network + 2 * attention)  # with cross W^K, W^V
+    on_tgt = layers * (6 * attention + network) + size.vocab_size * width
+    pairs = layers * int((src * src + tgt * tgt + src * tgt).sum())
+    operations = 6 * (on_src * n_src + on_tgt * n_tgt) + 12 * width * pairs
     return {"src": n_src, "tgt": n_tgt, "operations": operations}
 
 
@@ -284,18 +296,19 @@ def serve(case: dict, data: dict, device: str) -> None:
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever libraries print goes to standard error
     for batch in batches[:2]:
-        step(batch)
+        step(batch).item()
     ready = time.perf_counter() - started
     # Batches that are wide and narrow: what is compiled anew for some shape is now.
     for batch in batches[-WARM_UP:]:
-        step(batch)
+        step(batch).item()
     out.write(json.dumps({"start": ready, "parameters": step.parameters}) + "\n")
     for line in sys.stdin:
         batch = batches[int(line)]
         before = time.perf_counter()
-        step(batch)
+        step(batch).item()  # waits for the device
         seconds = time.perf_counter() - before
-        said = describe(batch, data["special"][0]) | {"seconds": seconds}
+        said = describe(batch, data["special"][0], data["size"])
+        said |= {"seconds": seconds}
         out.write(json.dumps(said) + "\n")
 
 
@@ -403,9 +416,9 @@ def summarise(title: str, cases: list[dict]) -> list[dict]:
     return rows
 
 
-def matrix_product_rates(device: str) -> dict[str, float]:
-    """GFLOP/s of one large product, the best of twenty."""
-    rates, n = {}, 2048 if device == "cpu" else 8192
+def matrix_product_rates(device: str, n: int | None = None) -> dict[str, float]:
+    """GFLOP/s of one large product, n × n by n × n, the best of twenty."""
+    rates, n = {}, n or (2048 if device == "cpu" else 8192)
     for dtype in (torch.float32, torch.bfloat16):
         a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
         best = math.inf
@@ -435,10 +448,10 @@ def profile(data: dict, device: str) -> dict:
     """Shares of the time of a step of the pacemaker, by kind of operator."""
     step, batches = Step(PACEMAKER, data, device), data["grouped"][:8]
     for batch in batches:
-        step(batch)
+        step(batch).item()
     with torch.profiler.profile() as profiler:
         for batch in batches:
-            step(batch)
+            step(batch).item()
     events = profiler.key_averages()
     total = sum(event.self_cpu_time_total for event in events)
     shares = dict.fromkeys([*KINDS, "everything else"], 0.0)
@@ -470,7 +483,8 @@ def fastest(both, times: int = 10) -> float:
 def compare_parts(data: dict, device: str) -> dict:
     """Attention by sentence length, dropout and loss, each against torch's own."""
     torch.manual_seed(0)
-    n, heads, dtype = data["max_tokens"], data["n_heads"], torch.bfloat16
+    n, size, dtype = data["max_tokens"], data["size"], torch.bfloat16
+    width, heads, dropped = size.d_model, size.n_heads, size.dropout
     kernels = {
         "torch's kernel": F.scaled_dot_product_attention,
         "the definition": scaled_dot_product_attention,
@@ -478,7 +492,7 @@ def compare_parts(data: dict, device: str) -> dict:
     }
     attention = []
     for length in (16, 64, 256):
-        shape = n // length, length, heads, D_MODEL // heads
+        shape = n // length, length, heads, width // heads
         parts = [torch.randn(shape, device=device, dtype=dtype) for _ in range(3)]
         parts = [part.transpose(1, 2).requires_grad_() for part in parts]
         mask = torch.ones(n // length, 1, 1, length, dtype=torch.bool, device=device)
@@ -487,16 +501,16 @@ def compare_parts(data: dict, device: str) -> dict:
             call = partial(kernel, *parts, mask)
             row[title] = fastest(lambda f=call: f().sum().backward())
         attention.append(row)
-    x = torch.randn(n, D_MODEL, device=device, dtype=dtype, requires_grad=True)
+    x = torch.randn(n, width, device=device, dtype=dtype, requires_grad=True)
     dropout = {
         title: fastest(lambda m=module: m(x).sum().backward())
         for title, module in (
-            ("nn.Dropout", nn.Dropout(DROPOUT)),
-            ("layers.Dropout", Dropout(DROPOUT)),
+            ("nn.Dropout", nn.Dropout(dropped)),
+            ("layers.Dropout", Dropout(dropped)),
         )
     }
-    weight = torch.randn(VOCAB_SIZE, D_MODEL, device=device) / D_MODEL
-    labels = torch.randint(1, VOCAB_SIZE, (n,), device=device)
+    weight = torch.randn(size.vocab_size, width, device=device) / width
+    labels = torch.randint(1, size.vocab_size, (n,), device=device)
     both = x, weight.requires_grad_(), labels, SMOOTHING, 0
 
     def whole(x, weight, *rest):
@@ -525,9 +539,9 @@ def curve(seed: int, bfloat16: bool, data: dict, device: str) -> list[float]:
     step, losses = Step(case, data, device), []
     groups = (group for epoch in range(100) for group in batches.groups(epoch))
     for number, group in zip(range(1, CURVE["steps"] + 1), groups, strict=False):
-        rate = learning_rate(number, D_MODEL, CURVE["warmup"]) / 2
+        rate = learning_rate(number, data["size"].d_model, CURVE["warmup"]) / 2
         step.adam.param_groups[0]["lr"] = rate
-        losses.append(step(batches.make(group)))
+        losses.append(step(batches.make(group)).item())
     return losses
 
 
@@ -581,7 +595,8 @@ def main() -> None:
     record_path = (
         arguments.record or ROOT / f"book/records/training_speed_{device}.json"
     )
-    data = load_data(arguments.heads, MAX_TOKENS[device])
+    size = Size(n_heads=arguments.heads)
+    data = load_data(size, MAX_TOKENS[device])
     versions = {"python": platform.python_version()}
     for package in ("torch", "transformers"):
         try:
@@ -598,13 +613,7 @@ def main() -> None:
         else torch.cuda.get_device_name(),
         "versions": versions,
         "corpus": data["corpus"],
-        "shape": {
-            "d_model": D_MODEL,
-            "n_layers": N_LAYERS,
-            "d_ff": D_FF,
-            "n_heads": arguments.heads,
-            "vocab_size": VOCAB_SIZE,
-        },
+        "shape": size._asdict(),
         "max_tokens": data["max_tokens"],
         "longest": data["longest"],
         "padding": {k: padding(data[k], data["special"][0]) for k in KINDS_OF_BATCHES},

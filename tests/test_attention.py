@@ -14,6 +14,7 @@ from torch import nn
 
 from annotated_transformer.attention import (
     PLAIN_KEYS,
+    PLAIN_SCORES,
     CrossAttention,
     KeyValueCache,
     MultiHeadAttention,
@@ -326,7 +327,7 @@ def test_fused_equals_readable(dtype, value_limit, gradient_limit, report):
 
 
 def test_the_kernel_is_left_out_only_where_it_is_slower(monkeypatch):
-    """On a CPU, in bfloat16, with a gradient to come, up to PLAIN_KEYS keys."""
+    """On a CPU: to train in bfloat16 with few keys, or without a gradient at all."""
     calls = []
 
     def kernel(query, *rest, real=F.scaled_dot_product_attention, **more):
@@ -334,19 +335,40 @@ def test_the_kernel_is_left_out_only_where_it_is_slower(monkeypatch):
         return real(query, *rest, **more)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", kernel)
-    for dtype, length, trains, expected in [
-        (torch.bfloat16, PLAIN_KEYS, True, 0),
-        (torch.bfloat16, PLAIN_KEYS + 1, True, 1),
-        (torch.bfloat16, 16, False, 1),
-        (torch.float16, 16, True, 1),
-        (torch.float32, 16, True, 1),
+    fewest, most = PLAIN_SCORES
+    for dtype, heads_, t, s, trains, expected in [
+        (torch.bfloat16, 1, PLAIN_KEYS, PLAIN_KEYS, True, 0),
+        (torch.bfloat16, 1, 4, PLAIN_KEYS + 1, True, 1),
+        (torch.float16, 8, 16, 16, True, 1),
+        (torch.float32, 8, 16, 16, True, 1),
+        (torch.float32, 1, 1, fewest, False, 0),
+        (torch.bfloat16, 1, 1, fewest, False, 0),
+        (torch.float32, 1, 1, fewest - 1, False, 1),
+        (torch.float32, 4, 2, most // 8, False, 0),
+        (torch.float32, 4, 2, most // 8 + 1, False, 1),
     ]:
         calls.clear()
-        tensors = heads(*[(1, 1, length, 4)] * 3, dtype=dtype)
+        shapes = (1, heads_, t, 4), (1, heads_, s, 4), (1, heads_, s, 4)
+        tensors = heads(*shapes, dtype=dtype)
         if not trains:
             tensors = [tensor.detach() for tensor in tensors]
-        fused_attention(*tensors, causal_mask(length))
-        assert len(calls) == expected, (dtype, length, trains)
+        fused_attention(*tensors, torch.ones(1, 1, 1, s, dtype=torch.bool))
+        assert len(calls) == expected, (dtype, heads_, t, s, trains)
+
+
+@pytest.mark.parametrize(
+    "dtype, limit", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)]
+)
+@pytest.mark.parametrize("t, s", [(1, 5), (1, 200), (4, 40), (30, 30)])
+def test_without_a_gradient_fused_equals_readable(dtype, limit, t, s):
+    shapes = (40, 3, t, 8), (40, 3, s, 8), (40, 3, s, 16)
+    tensors = [tensor.detach() for tensor in heads(*shapes, dtype=dtype)]
+    mask = torch.rand(40, 1, t, s) < 0.5
+    mask[0] = False
+    for one in (None, mask, mask[:, :, :1]):
+        output, expected = (attention(*tensors, one) for attention in IMPLEMENTATIONS)
+        torch.testing.assert_close(output, expected, rtol=limit, atol=limit)
+    assert (output[0] == 0).all()
 
 
 def test_two_products_are_more_exact_than_the_definition():

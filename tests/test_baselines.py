@@ -34,8 +34,8 @@ from annotated_transformer.checkpoints import Progress, write_checkpoint
 from annotated_transformer.decoding import (
     RowPredictor,
     TransformerPredictor,
+    attention_maps,
     beam_search,
-    cross_attention_weights,
     greedy_search,
     length_penalty,
     log_probability,
@@ -494,22 +494,22 @@ def test_weights_over_the_source(kind):
     model = vivid(kind)
     sources, outputs = sentences(), sentences(1)
     layers = {"recurrent-attention": 1, "convs2s": 2}[kind]
-    for layer in range(layers):
-        weights = cross_attention_weights(model, rectangle(sources, 2), outputs, layer)
-        for ids, output, one in zip(sources, outputs, weights, strict=True):
-            assert one.shape == (1, len(output) + 1, len(ids) + 1)
-            assert torch.allclose(one.sum(-1), torch.ones(one.shape[:2]), atol=1e-5)
-            src = rectangle([ids])
-            (alone,) = cross_attention_weights(model, src, [output], layer)
-            assert torch.allclose(one, alone, atol=1e-5)
-    with pytest.raises(ValueError, match=f"layer is 5: the decoder has {layers}"):
-        cross_attention_weights(model, rectangle(sources), outputs, 5)
+    found = attention_maps(model, rectangle(sources, 2), outputs)
+    for ids, output, one in zip(sources, outputs, found, strict=True):
+        n_rows, n_columns = len(output) + 1, len(ids) + 1
+        assert one.cross.shape == (layers, 1, n_rows, n_columns)
+        ones = torch.ones(layers, 1, n_rows)
+        assert torch.allclose(one.cross.sum(-1), ones, atol=1e-5)
+        assert one.encoder.shape == (0, 0, n_columns, n_columns)
+        assert one.decoder.shape == (0, 0, n_rows, n_rows)
+        (alone,) = attention_maps(model, rectangle([ids]), [output])
+        assert torch.allclose(one.cross, alone.cross, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["recurrent", "bytenet"])
 def test_a_model_without_attention_says_so(kind):
     with pytest.raises(ValueError, match=f"a {kind} model has no attention"):
-        cross_attention_weights(make(kind), rectangle([[4]]), [[5]])
+        attention_maps(make(kind), rectangle([[4]]), [[5]])
 
 
 # The recurrent ones

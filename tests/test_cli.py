@@ -1,5 +1,6 @@
 """The command line: what it writes, what it refuses, and how it says so."""
 
+import base64
 import gzip
 import io
 import itertools
@@ -185,7 +186,7 @@ def test_what_a_kind_of_model_has_not(run, corpus, tmp_path):
         (["--model", "gru"], 2, "'gru' is not one of transformer, recurrent, "),
         (["--model", "recurrent", "--n-heads", "2"], 1, "--n-heads is not of a model"),
         (["--kernel-size", "3"], 1, "--kernel-size is not of a model of kind transf"),
-        (["--model", "bytenet", "--config", "big"], 1, "bytenet has no --config big"),
+        (["--model", "bytenet", "--config", "paper-big"], 1, "bytenet has no --config p"),
         (["--model", "convs2s", "--kernel-size", "2"], 1, "kernel_size is 2: it must"),
     ):
         found, out, err = run(*train_arguments(corpus, tmp_path / "run", *more))
@@ -542,30 +543,28 @@ def test_several_models_translate_together(run, model, second):
 
 
 class Page(HTMLParser):
-    """What a page of heat maps says, and whether it asks for anything else."""
+    """What a page with an explorer holds, and whether it asks for anything else."""
 
     def __init__(self, text):
         super().__init__()
-        self.tables, self.heads, self.asks, self.text = [], [], [], ""
+        self.lines, self.data, self.asks, self.text = [], [], [], ""
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
         attributes = dict(attributes)
-        if tag == "table":
-            self.tables.append([])
-            self.heads.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag == "td" and "style" in attributes:
-            self.tables[-1][-1].append(float(attributes["style"].removeprefix("--w:")))
-        elif tag in ("script", "link", "img") or {"src", "href"} & attributes.keys():
+        if attributes.get("type") == "application/json":
+            self.lines.append(attributes["data-line"])
+            self.data.append("")
+        if tag in ("link", "img", "iframe") or {"src", "href"} & attributes.keys():
             self.asks.append(tag)
 
     def handle_data(self, data):
+        if self.lasttag == "script" and data.startswith("{"):
+            self.data[-1] = json.loads(data)
         self.text += data
 
 
-def test_a_page_of_heat_maps(run, model, tmp_path):
+def test_a_page_of_attention(run, model, tmp_path):
     path = tmp_path / "out.html"
     lines = ["A <b>dog</b> & runs.", "", ENGLISH[1]]
     command = "translate", "--model", model, "--beam", "2", "--attention", path
@@ -574,13 +573,15 @@ def test_a_page_of_heat_maps(run, model, tmp_path):
     found = [best for (best,) in translator.n_best(lines, beam_size=2)]
     assert (code, out.split("\n")[:-1], err) == (0, [one.text for one in found], "")
     page = Page(text := path.read_text("utf-8"))
-    assert not page.asks and "url(" not in text and "http" not in text
-    assert lines[0] in page.text and "<b>" not in text and found[2].text in page.text
-    assert len(page.tables) == 2
-    for table, i in zip(page.tables, (0, 2), strict=True):
+    assert not page.asks and "url(" not in text and "@import" not in text
+    assert "<b>" not in text and found[2].text in page.text
+    assert page.lines == [lines[0], lines[2]]
+    for data, i in zip(page.data, (0, 2), strict=True):
         attention = translator.attention(lines[i], found[i].tokens)
-        shown = torch.tensor(table[1:])  # (T, S), below the row of the source
-        assert torch.allclose(shown, attention.weights.mean(dim=0), atol=1e-3)
+        assert data["target"]["pieces"] == attention.target
+        packed = base64.b64decode(data["weights"]["cross"])
+        shown = torch.tensor(list(packed)).view(attention.maps.cross.shape)
+        assert torch.allclose(shown / 255, attention.maps.cross, atol=1 / 250)
     code, out, err = run(*command, stdin=text_of(lines))
     assert (
         (code, out) == (1, "") and is_one_line(err) and "out.html: File exists" in err
@@ -685,7 +686,7 @@ TRAIN = {
     "unknown corpus": ({"corpus": "multi31k"}, 1, "unknown corpus 'multi31k'"),
     "missing folder": ({"corpus": "no/such/folder"}, 1, "no/such/folder"),
     "unknown language": ({"target": "xx"}, 1, "no train.xx"),
-    "unknown --config": ({"config": "huge"}, 2, "'huge' is not one of tiny, base"),
+    "unknown --config": ({"config": "huge"}, 2, "'huge' is not one of tiny, paper"),
     "no --out": ({"out": None}, 2, "--out"),
     "not a number": ({"epochs": "many"}, 2, "--epochs: 'many' is not a positive"),
     "zero epochs": ({"epochs": "0"}, 2, "--epochs: '0' is not a positive"),

@@ -10,16 +10,21 @@ from collections import Counter
 import pytest
 import torch
 
-from annotated_transformer.attention import scaled_dot_product_attention
+from annotated_transformer.attention import (
+    fused_attention,
+    scaled_dot_product_attention,
+)
 from annotated_transformer.batching import pad
 from annotated_transformer.decoding import (
     Constrained,
+    attention_maps,
+    attention_places,
     beam_search,
-    cross_attention_weights,
     draw,
     greedy_search,
     length_penalty,
     log_probability,
+    replaced_attention,
     sample,
     search,
 )
@@ -788,45 +793,64 @@ def test_a_beam_in_bfloat16_and_with_the_readable_attention():
 # Attention
 
 
-@pytest.mark.parametrize("layer", [0, 1, -1])
-def test_attention_rows_sum_to_one_over_the_source(layer):
+@pytest.mark.parametrize("kernel", [fused_attention, scaled_dot_product_attention])
+def test_attention_rows_sum_to_one_over_their_keys(kernel):
     model, sources = trained(), sentences(1)
     outputs = greedy_search(model, rectangle(sources, 3))
-    weights = cross_attention_weights(model, rectangle(sources, 3), outputs, layer)
-    for one, ids, output in zip(weights, sources, outputs, strict=True):
-        assert one.shape == (2, len(output) + 1, len(ids) + 1)
-        torch.testing.assert_close(one.sum(-1), torch.ones(one.shape[:2]))
-    alone = cross_attention_weights(model, rectangle(sources[2:3]), outputs[2:3], layer)
-    torch.testing.assert_close(weights[2], alone[0], atol=1e-5, rtol=1e-4)
+    with replaced_attention(model, dict.fromkeys(attention_places(model), kernel)):
+        found = attention_maps(model, rectangle(sources, 3), outputs)
+        (alone,) = attention_maps(model, rectangle(sources[2:3]), outputs[2:3])
+    n, h = model.config.n_layers, model.config.n_heads
+    for maps, ids, output in zip(found, sources, outputs, strict=True):
+        s, t = len(ids) + 1, len(output) + 1
+        sizes = {"encoder": (s, s), "decoder": (t, t), "cross": (t, s)}
+        for kind, size in sizes.items():
+            weights = getattr(maps, kind)
+            assert weights.shape == (n, h, *size)
+            torch.testing.assert_close(weights.sum(-1), torch.ones(n, h, size[0]))
+        assert torch.equal(maps.decoder, maps.decoder.tril())
+    for batched, one in zip(found[2], alone, strict=True):
+        torch.testing.assert_close(batched, one, atol=1e-5, rtol=1e-4)
 
 
-def test_attention_weights_are_those_of_the_forward_pass():
-    """They are what the layer multiplies the values of the memory by."""
+def test_attention_maps_are_those_of_the_forward_pass():
+    """They are what each layer multiplies the values of its keys by."""
     model, src, output = toy(3), rectangle([[5, 6, 7]]), [8, 9]
-    attention = model.decoder.layers[1].cross_attention
-    results = []
-    hook = attention.register_forward_hook(
-        lambda module, args, result: results.append((args, result))
-    )
+    places, calls, hooks = attention_places(model), {}, []
+    for place, attention in places.items():
+
+        def keep(module, args, result, place=place):
+            calls[place] = args, result
+
+        hooks.append(attention.register_forward_hook(keep))
     with torch.no_grad():
         model(src, torch.tensor([[BOS, *output]]))
-    hook.remove()
-    ((_, memory, *_), expected) = results[0]
-    (weights,) = cross_attention_weights(model, src, [output], 1)
-    with torch.no_grad():
-        _, value = attention.w_kv(memory).split(attention.widths, dim=-1)
-        heads = weights @ attention.split_heads(value)[0]  # (H, T, d_v)
-        actual = attention.w_o(heads.transpose(0, 1).flatten(1))
-    torch.testing.assert_close(actual, expected[0], atol=1e-4, rtol=1e-4)
+    for hook in hooks:
+        hook.remove()
+    (maps,) = attention_maps(model, src, [output])
+    assert len(places) == 3 * model.config.n_layers
+    for (kind, layer), ((x, *others), expected) in calls.items():
+        attention, weights = places[kind, layer], getattr(maps, kind)[layer]
+        with torch.no_grad():
+            cross = kind == "cross"
+            packed = attention.w_kv(others[0]) if cross else attention.w_qkv(x)
+            *_, value = packed.split(attention.widths, dim=-1)
+            heads = weights @ attention.split_heads(value)[0]  # (H, T, d_v)
+            actual = attention.w_o(heads.transpose(0, 1).flatten(1))
+        torch.testing.assert_close(actual, expected[0], atol=1e-4, rtol=1e-4)
 
 
 def test_the_model_keeps_nothing():
     model, src = trained(), rectangle(sentences(1))
     before = pickle.dumps(model.state_dict())
+    functions = [at.attention for at in attention_places(model).values()]
     outputs = [best.tokens for (best,) in beam_search(model, src)]
-    cross_attention_weights(model, src, outputs)
+    model.train()
+    attention_maps(model, src, outputs)
+    assert model.training
+    model.eval()
     sample(model, src)
-    assert not model.decoder.layers[-1].cross_attention._forward_pre_hooks
+    assert functions == [at.attention for at in attention_places(model).values()]
     assert not any(
         torch.is_tensor(v) for m in model.modules() for v in vars(m).values()
     )
@@ -836,10 +860,40 @@ def test_the_model_keeps_nothing():
     pickle.dumps(Transformer(model.config))
 
 
-def test_there_is_such_a_layer_and_such_an_output():
-    model, src = toy(), rectangle([[5]])
-    for layer in (2, -3):
-        with pytest.raises(ValueError, match=f"layer is {layer}: the decoder has 2"):
-            cross_attention_weights(model, src, [[6]], layer)
+def test_another_function_is_there_only_for_a_while():
+    model, src = toy(), rectangle([[5, 6, 7], [8]])
+    tgt = torch.tensor([[BOS, 9, 10], [BOS, 11, PAD]])
+
+    def nothing(query, key, value, mask=None, dropout=0.0):
+        return 0 * fused_attention(query, key, value, mask)
+
+    with torch.no_grad():
+        before = model(src, tgt)
+        with (
+            pytest.raises(ZeroDivisionError),
+            replaced_attention(model, {("cross", 1): nothing}),
+        ):
+            changed = model(src, tgt)
+            (maps, _) = attention_maps(model, src, [[9, 10], [11]])
+            raise ZeroDivisionError
+        assert torch.equal(model(src, tgt), before)
+    assert not torch.allclose(changed, before, atol=1e-3)
+    assert maps.cross[0].any() and not maps.cross[1].any()
+
+
+@pytest.mark.parametrize("place", [("encoder", 2), ("cross", -1), ("self", 0)])
+def test_there_is_such_a_place(place):
+    model = toy()
+    functions = {("decoder", 0): None, place: None}
+    with (
+        pytest.raises(ValueError, match="a layer from 0 to 1") as error,
+        replaced_attention(model, functions),
+    ):
+        pass
+    assert repr(place) in str(error.value)
+    assert model.decoder.layers[0].self_attention.attention is fused_attention
+
+
+def test_there_is_an_output_for_each_sentence():
     with pytest.raises(ValueError, match="2 outputs for 1 sentences"):
-        cross_attention_weights(model, src, [[6], [7]])
+        attention_maps(toy(), rectangle([[5]]), [[6], [7]])

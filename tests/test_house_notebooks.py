@@ -83,6 +83,14 @@ def test_each_figure_says_what_it_shows(notebook):
             assert told.get("image", {}).get("alt"), f"no alt text:\n{cell.source}"
 
 
+def test_a_table_that_a_cell_makes_is_read_as_one(notebook):
+    """Without this the book shows the bars of its source."""
+    for cell in code_cells(notebook):
+        if any("text/markdown" in output.get("data", {}) for output in cell.outputs):
+            settings = cell.metadata.get("mystnb", {})
+            assert settings.get("markdown_format") == "myst", cell.id
+
+
 def test_every_notebook_is_in_the_table_of_contents():
     contents = (ROOT / "book" / "_toc.yml").read_text(encoding="utf-8")
     listed = set(re.findall(r"file: notebooks/(\S+)", contents))

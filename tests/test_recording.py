@@ -94,3 +94,19 @@ def test_batches_hold_every_pair_once_and_no_more_tokens_than_they_may(recording
     assert [b.labels.tolist() for b in other] != [b.labels.tolist() for b in batches]
     same = recording.length_batches(pairs, 40, seed=3)
     assert [b.labels.tolist() for b in same] == [b.labels.tolist() for b in batches]
+
+
+def test_what_is_not_whole_can_go_on(recording, tmp_path):
+    record = tmp_path / "x.json"
+    runs = recording.run_all(CASES[:1], lambda **case: {"loss": 0.5}, record)
+    recording.write_record(record, "python x.py", {"runs": runs}, whole=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"x.json", "x.runs"}
+
+
+def test_a_copy_without_history_is_told_its_commit(recording, tmp_path, monkeypatch):
+    monkeypatch.setattr(recording, "ROOT", tmp_path)
+    monkeypatch.delenv(recording.COMMIT, raising=False)
+    with pytest.raises(SystemExit, match=f"set {recording.COMMIT} to it"):
+        recording.git_commit()
+    monkeypatch.setenv(recording.COMMIT, "0123456789ab")
+    assert recording.git_commit() == "0123456789ab"

@@ -5,6 +5,8 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,60 @@ def test_order_is_kept_and_the_batch_changes_nothing(tokenizer):
     for batch_size in (1, 3, 64):
         assert translator.translate(lines, batch_size) == alone
     assert translator.translate(iter(lines)) == alone
+
+
+@pytest.fixture
+def n_threads():
+    """Four threads for torch, whatever the machine; afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield 4
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("batch_size, shares", [(4, [1] * 6), (12, [2, 2]), (24, [4])])
+def test_groups_are_translated_side_by_side(
+    tokenizer, n_threads, monkeypatch, batch_size, shares
+):
+    """Each by a thread of its own, which has its share of the cores."""
+    translator = make(tokenizer, dropout=0.5)
+    lines = [" ".join(LINES[i % 6].split()[: 1 + i % 5]) for i in range(24)]
+    alone = [translator.n_best([line], 2, beam_size=3) for line in lines]
+    texts = [[one.text for one in found] for (found,) in alone]
+    translator.model.train()  # each group would lose its dropout, the first to end all
+    seen = []
+
+    def search(*given, real=beam_search, **more):
+        seen.append((threading.get_ident(), torch.get_num_threads()))
+        assert not translator.model.training
+        found = real(*given, **more)
+        assert not translator.model.training
+        return found
+
+    monkeypatch.setattr("annotated_transformer.translator.beam_search", search)
+    found = translator.n_best(lines, 2, batch_size, beam_size=3)
+    assert [[one.text for one in some] for some in found] == texts
+    assert [share for _, share in seen] == shares
+    assert (len(shares) == 1) == (seen[0][0] == threading.get_ident())
+    assert translator.model.training
+    with ThreadPoolExecutor(1) as pool:  # whoever asks, in this thread or a new one
+        assert pool.submit(torch.get_num_threads).result() == n_threads
+    assert torch.get_num_threads() == n_threads
+
+
+def test_an_error_in_one_group_is_that_error(tokenizer, n_threads, monkeypatch):
+    translator = make(tokenizer)
+
+    def search(model, src, *rest, real=greedy_search):
+        if src.size(1) == longest:
+            raise RuntimeError("out of memory")
+        return real(model, src, *rest)
+
+    longest = 1 + max(len(tokenizer.encode(line)) for line in LINES)
+    monkeypatch.setattr("annotated_transformer.translator.greedy_search", search)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        translator.translate(LINES, 1)
+    assert torch.get_num_threads() == n_threads
 
 
 def test_it_is_greedy_search_between_encode_and_decode(tokenizer):
@@ -181,12 +237,27 @@ def test_prefixes_stay_with_their_lines(tokenizer):
 
 def test_attention_names_the_pieces(tokenizer):
     translator = make(tokenizer)
-    ((best,),) = translator.n_best(LINES[:1])
+    ((best,),) = translator.n_best(LINES[:1], beam_size=1)
     seen = translator.attention(LINES[0], best.tokens)
+    s, t = len(seen.source), len(best.tokens) + 1
     assert seen.source == [*tokenizer.pieces(LINES[0]), "</s>"]
-    assert len(seen.target) == len(best.tokens) + 1 and seen.target[-1] == "</s>"
-    assert seen.weights.shape == (2, len(seen.target), len(seen.source))
-    torch.testing.assert_close(seen.weights.sum(-1), torch.ones(2, len(seen.target)))
+    assert seen.read[0] == "<s>" and seen.target[-1] == "</s>"
+    assert seen.read[1:] == seen.target[:-1] and len(seen.target) == t
+    shapes = [tuple(weights.shape) for weights in seen.maps]
+    assert shapes == [(1, 2, s, s), (1, 2, t, t), (1, 2, t, s)]
+    for weights in seen.maps:
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+
+
+def test_attention_for_a_translation_found_or_given(tokenizer):
+    translator = make(tokenizer)
+    ((best,),) = translator.n_best(LINES[:1], beam_size=1)
+    found, same = (translator.attention(LINES[0], x) for x in (None, best.tokens))
+    assert found[:3] == same[:3] and torch.equal(found.maps.cross, same.maps.cross)
+    given = translator.attention(LINES[0], LINES[4])
+    assert given.target == [*tokenizer.pieces(LINES[4]), "</s>"]
+    with pytest.raises(ValueError, match="a translation of 120 tokens, .* the 119"):
+        translator.attention(LINES[0], [270] * 120)
 
 
 def test_an_ensemble(tokenizer):

@@ -1,13 +1,14 @@
 """Make of a trained model the folder that ships with the package.
 
-    python tools/ship.py runs/en-de tatoeba-en-de --data "Tatoeba, CC BY 2.0 FR" \
-        --scores "test: BLEU 40.1 …" --limits "short everyday sentences"
+    python tools/ship.py runs/en-de farm-en-de book/records/farm_en_de_ships.json \
+        --data "our farm, CC BY 4.0" --limits "knows nothing but animals" --check FILE
 
 writes annotated_transformer/models/NAME: the weights in half precision, configuration,
-tokenizer, and a model card made from the run's record. Prints the size, which has to
-stay below 25 MB, and refuses a model that has changed by being rounded more than a
-validation would notice: 200 source lines, where --check names a file, must translate
-the same in 99 % of the cases.
+tokenizer, and a model card. The third argument is what benchmarks/translation.py has
+written about the run: it says which mean of checkpoints is best, and what it scores.
+Prints the size, which has to stay below 25 MB, and refuses a model that has changed by
+being rounded more than a validation would notice: 200 source lines, where --check names
+a file, must translate the same in 99 % of the cases.
 """
 
 import argparse
@@ -20,40 +21,60 @@ import torch
 
 from annotated_transformer import Translator
 from annotated_transformer.corpora import read_lines
+from annotated_transformer.translator import average_pretrained, last_checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
 LARGEST = 25_000_000  # bytes
 
 
+def scores(record: dict) -> list[str]:
+    """The scores of the weights that ship, as rows of a table."""
+    rows = [
+        "| on | beam | BLEU, 95 % | chrF | tokenised BLEU |",
+        "|---|---|---|---|---|",
+    ]
+    for row in record["scores"]:
+        if row["averaged"] == record["best_average"]:
+            rows.append(
+                f"| {row['corpus']} {row['split']} | {row['beam']} "
+                f"| {row['bleu']:.2f} ± {row['margin']:.2f} | {row['chrf']:.2f} "
+                f"| {row['tokenized_bleu']:.2f} |"
+            )
+    signatures = record["scores"][0]["signatures"].items()
+    return [*rows, "", *(f"- {name}: `{said}`" for name, said in signatures)]
+
+
 def card(name: str, record: dict, arguments: argparse.Namespace) -> str:
     """The model card: where the model is from, what it reaches, what it cannot do."""
-    config, training = record["config"], record.get("training", {})
-    layers = config["n_layers"]
+    config, layers = record["config"], record["config"]["n_layers"]
+    n, epochs = record["best_average"], f"{len(record['curve'])} epochs"
+    if len(record["curve"]) < record["training"]["epochs"]:
+        epochs += f", then ended, of {record['training']['epochs']}"
     shape = (
         f"{layers} + {layers} layers, {config['d_model']} wide, "
         f"{config['n_heads']} heads, feed-forward {config['d_ff']}, "
         f"{config['vocab_size']} pieces, {record['parameters']:,} parameters"
     )
-    rows = {
+    table = {
         "translates": f"{record['source']} → {record['target']}",
         "data": arguments.data,
-        "pairs": f"{record['pairs']:,}",
+        "pairs": f"{record['pairs']:,}; {epochs}",
         "shape": shape,
+        "weights": f"mean of the last {n} checkpoints" if n > 1 else "best epoch",
         "command": f"`{record['command']}`",
-        "commit": arguments.commit or record.get("commit", "not recorded"),
-        "seed": training.get("seed", "not recorded"),
+        "commit": record["commit"],
+        "seed": record["training"]["seed"],
         "device": record["device"],
         "time": f"{record['seconds'] / 60:.0f} minutes",
         "date": record["date"],
         "versions": ", ".join(f"{k} {v}" for k, v in record["versions"].items()),
     }
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
-    scores = "\n".join(f"- {line}" for line in arguments.scores)
-    return (
-        f"# {name}\n\n| | |\n|---|---|\n{table}\n\n## Scores\n\n{scores}\n\n"
-        f"## Limits\n\n{arguments.limits}\n\n"
-        "The weights are stored in float16 and computed with in float32.\n"
-    )
+    rows = [f"| {key} | {value} |" for key, value in table.items()]
+    lines = [f"# {name}", "", "| | |", "|---|---|", *rows, "", "## Scores", ""]
+    lines += [f"By `{record['scoring']}`:", "", *scores(record), "", "## Limits", ""]
+    lines += [arguments.limits, ""]
+    lines += ["The weights are stored in float16 and computed with in float32."]
+    return "\n".join(lines) + "\n"
 
 
 def unchanged(folder: Path, original: Translator, lines: list[str]) -> float:
@@ -65,15 +86,13 @@ def unchanged(folder: Path, original: Translator, lines: list[str]) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="the folder of a training or an average")
+    parser.add_argument("run", type=Path, help="the folder of a training")
     parser.add_argument("name")
-    parser.add_argument("--record", type=Path, help="default: record.json of the run")
+    parser.add_argument("record", type=Path, help="of benchmarks/translation.py")
     parser.add_argument(
         "--data", required=True, help="with its licence and attribution"
     )
-    parser.add_argument("--scores", action="append", required=True)
     parser.add_argument("--limits", required=True)
-    parser.add_argument("--commit")
     parser.add_argument("--check", type=Path, help="a file of source lines")
     parser.add_argument(
         "--to", type=Path, default=ROOT / "annotated_transformer/models"
@@ -83,9 +102,11 @@ def main(argv: list[str] | None = None) -> int:
     if folder.exists():
         print(f"ship: {folder} is there already", file=sys.stderr)
         return 1
-    path = arguments.record or arguments.run / "record.json"
-    record = json.loads(path.read_text(encoding="utf-8"))
-    translator = Translator.from_pretrained(arguments.run)
+    record = json.loads(arguments.record.read_text(encoding="utf-8"))
+    if (n := record["best_average"]) > 1:
+        translator = average_pretrained(last_checkpoints(arguments.run, n))
+    else:
+        translator = Translator.from_pretrained(arguments.run)
     text = card(arguments.name, record, arguments)
     translator.save_pretrained(folder, torch.float16)
     (folder / "README.md").write_text(text, encoding="utf-8")
