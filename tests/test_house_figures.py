@@ -83,6 +83,17 @@ def test_the_run_on_the_embedded_corpus_is_the_records():
     assert all(run["pronouns"] == 600 for run in runs)
 
 
+def test_the_riddles_are_the_records():
+    runs = read_record("attention_study.json")["runs"]
+    asked, right = (runs[0]["translations"][key] for key in ("asked", "right"))
+    sentence = f"in {right * asked:,.0f} of {asked:,} riddles"
+    assert len(runs) == 3 and sentence in on_one_line("README.md")
+    for run in runs:
+        encoder, cross = (run["flips"][kind] for kind in ("encoder", "cross"))
+        assert encoder["layers 1+2"]["cut"] == [0, 0, 0]
+        assert cross["layers 2"]["moved"][1] == 1
+
+
 def test_the_speed_of_a_step_is_the_records():
     """The best of each, as they come: without what keeps freed memory."""
     best = {}
