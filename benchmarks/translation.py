@@ -3,9 +3,9 @@
     annotated-transformer train --corpus multi30k … --keep 8 --out runs/en-de
     python benchmarks/translation.py runs/en-de
 
-The weights of the run's best epoch, and the mean of its last 5 and 8 checkpoints where
-it kept so many, by greedy search and with a beam of 4 (α 0.6), on the validation set
-and on every test set of its corpus; a model of another corpus also on Multi30k's
+The weights of the run's best epoch, and the mean of its last 5, 8 and 10 checkpoints
+where it kept so many, by greedy search and with a beam of 4 (α 0.6), on the validation
+set and on every test set of its corpus; a model of another corpus also on Multi30k's
 test_2016_flickr. Of each the four scores and the interval that `annotated-transformer
 evaluate` prints. Then --samples translations of test sentences, drawn by a fixed seed,
 whatever they look like, greedily by the weights that are best so on the validation set.
@@ -40,7 +40,7 @@ SPLITS = {
     "multi30k": ("val", "test_2016_flickr", "test_2017_flickr"),
     "tatoeba": ("val", "test"),
 }
-AVERAGES, BEAMS, ALPHA = (1, 5, 8), (1, 4), 0.6
+AVERAGES, BEAMS, ALPHA = (1, 5, 8, 10), (1, 4), 0.6
 SAMPLE_SEED = 6
 
 
@@ -106,14 +106,14 @@ def curve(run: Path) -> list[dict]:
     ]
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--name", default="tiny")
     parser.add_argument("--trained-at", help="commit of the training, if not this one")
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--record", type=Path)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     run = json.loads((arguments.run / "record.json").read_text(encoding="utf-8"))
     corpus, languages = run["corpus"], (run["source"], run["target"])
     splits = [(corpus, split) for split in SPLITS[corpus]]

@@ -186,7 +186,7 @@ def test_what_a_kind_of_model_has_not(run, corpus, tmp_path):
         (["--model", "gru"], 2, "'gru' is not one of transformer, recurrent, "),
         (["--model", "recurrent", "--n-heads", "2"], 1, "--n-heads is not of a model"),
         (["--kernel-size", "3"], 1, "--kernel-size is not of a model of kind transf"),
-        (["--model", "bytenet", "--config", "paper-big"], 1, "bytenet has no --config p"),
+        (["--model", "bytenet", "--config", "paper-big"], 1, "has no --config paper-b"),
         (["--model", "convs2s", "--kernel-size", "2"], 1, "kernel_size is 2: it must"),
     ):
         found, out, err = run(*train_arguments(corpus, tmp_path / "run", *more))
