@@ -75,6 +75,7 @@ __all__ = ["main", "complain", "one_line"]
 PROGRAM, VERSION = "annotated-transformer", annotated_transformer.__version__
 RECORD = "record.json"
 CHUNK = 512  # lines translated, and written, at a time
+ALPHA = 0.6  # of the length penalty (§6.1)
 
 # What --config stands for where a run does not say otherwise: the preset of the model,
 # a size of the vocabulary, and any fields of TrainingConfig. `tiny` is set for 30,000
@@ -111,13 +112,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def minutes(text: str) -> float:
-    """An argument that is a time, in minutes."""
+def above_zero(text: str) -> float:
+    """An argument that is a number above 0."""
     try:
-        value = float(text)
-    except ValueError:
+        value = amount(text)
+    except argparse.ArgumentTypeError:
         value = 0.0
-    if not 0 < value < float("inf"):
+    if not value:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return value
 
@@ -129,7 +130,13 @@ def count(text: str) -> int:
 
 def amount(text: str) -> float:
     """An argument that is a number of at least 0."""
-    return 0.0 if text in ("0", "0.0") else minutes(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
+    return value
 
 
 def preset(text: str) -> str:
@@ -202,7 +209,7 @@ def add_train(command: argparse.ArgumentParser) -> None:
             command.add_argument(flag, type=kind, metavar="N", help=text)
     command.add_argument(
         "--timeout",
-        type=minutes,
+        type=above_zero,
         default=30.0,
         metavar="N",
         help="minutes that one of many processes waits for another (default: 30)",
@@ -214,14 +221,14 @@ SHAPE = "d_model", "n_layers", "n_heads", "d_ff", "d_hidden", "kernel_size"
 OPTIONS = [  # of a training run, for each configuration the same
     ("max_steps", positive, "end after so many steps (then --epochs counts if given)"),
     ("accumulation", positive, "batches in a step (default: one for each process)"),
-    ("rate", minutes, "that multiplies the learning rate (default: 1)"),
+    ("rate", above_zero, "that multiplies the learning rate (default: 1)"),
     ("smoothing", float, "of the labels (default: 0.1)"),
     ("seed", int, "default: 0"),
     ("bfloat16", bool, "matrix products in bfloat16"),
     ("compile", bool, "let torch.compile fuse what it can"),
     ("validate_every", positive, "steps (default: at the end of each epoch)"),
     ("checkpoint_every", positive, "steps; a checkpoint follows each validation too"),
-    ("checkpoint_minutes", minutes, "since the last checkpoint (default: 10)"),
+    ("checkpoint_minutes", above_zero, "since the last checkpoint (default: 10)"),
     ("keep", positive, "last checkpoints that stay (default: 5, paper-big 20)"),
 ]
 
@@ -249,7 +256,7 @@ def add_search(command: argparse.ArgumentParser) -> None:
     """How translations are looked for."""
     for flag, kind, default, text in (
         ("--beam", positive, 1, "hypotheses kept (default: 1, greedy; the paper: 4)"),
-        ("--alpha", amount, 0.6, "of the length penalty (default: 0.6)"),
+        ("--alpha", amount, ALPHA, f"of the length penalty (default: {ALPHA})"),
         ("--min-length", count, 0, "pieces that a translation has at least"),
         ("--batch-size", positive, 64, "sentences at a time (default: 64)"),
     ):
@@ -263,7 +270,7 @@ def add_translate(command: argparse.ArgumentParser) -> None:
     add_search(command)
     for flag, kind, default, text in (
         ("--n-best", positive, None, "so many, each after its line's number and a tab"),
-        ("--temperature", minutes, 1.0, "of --sample (default: 1)"),
+        ("--temperature", above_zero, 1.0, "of --sample (default: 1)"),
         ("--seed", int, 0, "of --sample (default: 0)"),
     ):
         command.add_argument(flag, type=kind, default=default, metavar="N", help=text)
@@ -271,9 +278,8 @@ def add_translate(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--scores", action="store_true", help="before each translation, and a tab"
     )
-    command.add_argument(
-        "--prefix", metavar="TEXT", help="with which every translation begins"
-    )
+    text = "whole words with which every translation begins"
+    command.add_argument("--prefix", metavar="TEXT", help=text)
     command.add_argument(
         "--attention", metavar="FILE.html", type=Path, help="a page to explore"
     )
@@ -858,8 +864,8 @@ def rows(
             yield "\t".join([*before, *score, one.text])
 
 
-def run_translate(arguments: argparse.Namespace) -> None:
-    """A line out for every line in; at a bad line, those before it and an error."""
+def check_search(arguments: argparse.Namespace) -> None:
+    """Options that go together; a beam that is not given is as wide as --n-best."""
     if arguments.n_best and not arguments.sample:
         if arguments.beam == 1:
             arguments.beam = arguments.n_best
@@ -867,6 +873,17 @@ def run_translate(arguments: argparse.Namespace) -> None:
             raise ValueError(
                 f"--n-best {arguments.n_best} is more than --beam {arguments.beam}"
             )
+    for name, usual in {"beam": 1, "alpha": ALPHA}.items():
+        if arguments.sample and getattr(arguments, name) != usual:
+            raise ValueError(f"--{name} is of a search, and --sample does not search")
+    for name, usual in {"temperature": 1.0, "seed": 0}.items():
+        if not arguments.sample and getattr(arguments, name) != usual:
+            raise ValueError(f"--{name} is of --sample")
+
+
+def run_translate(arguments: argparse.Namespace) -> None:
+    """A line out for every line in; at a bad line, those before it and an error."""
+    check_search(arguments)
     translator, done = load(arguments), 0
     plain = not (arguments.n_best or arguments.sample or arguments.scores)
     page = AttentionPage(arguments.attention) if arguments.attention else nullcontext()

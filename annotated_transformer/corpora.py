@@ -1,6 +1,7 @@
 # Written in notebooks/5_1_training_data_and_batching.ipynb; edit it there.
 """Parallel text: public corpora, or two aligned files, as pairs of sentences (§5.1)."""
 
+import codecs
 import gzip
 import hashlib
 import html
@@ -78,10 +79,13 @@ def decode_lines(file: Iterable[bytes], name: str | Path) -> Iterator[str]:
 
     A line ends with "\n" or "\r\n" and with nothing else: a sentence may contain the
     other characters at which `str.splitlines` breaks (U+0085, U+2028, a lone "\r"…).
-    name: what to call the file in an error. Raises ValueError, naming the file and the
-    line, where a line is not UTF-8.
+    A byte order mark before the first line is no part of it. name: what to call the
+    file in an error. Raises ValueError, naming the file and the line, where a line is
+    not UTF-8.
     """
     for number, line in enumerate(file, start=1):
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
         try:
             yield line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
         except UnicodeDecodeError as error:

@@ -419,7 +419,7 @@ def greedy_search(
             hidden = model.decode(tokens[:, None], memory, src_mask, cache=cache)
             logits = model.logits(hidden[:, -1])  # (rows, V)
             logits[:, [config.pad_id, config.bos_id]] = -torch.inf
-            tokens = logits.max(dim=-1).indices  # (rows,), sooner than argmax
+            tokens = logits.max(dim=-1).indices  # (rows,), faster than argmax
             chosen[rows, step] = tokens
             step += 1
             going = (tokens != config.eos_id) & (step < limit[rows])

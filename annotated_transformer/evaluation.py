@@ -97,7 +97,7 @@ class Comparison(NamedTuple):
     """Two systems on one test set."""
 
     difference: float  # BLEU of the second minus that of the first
-    p_value: float  # how often chance alone gives so large a difference
+    p_value: float  # of resampled differences, the share as far from their mean
     signature: str
 
 

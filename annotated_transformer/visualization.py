@@ -411,18 +411,24 @@ body { margin: 1.5rem auto; max-width: 60rem; padding: 0 1rem; }
 class AttentionPage:
     """An HTML file with an explorer that grows by one sentence after another.
 
-    path: of the file, which must not be there yet. Raises OSError where it is, or
-    cannot be written.
+    path: of the file, which must not be there yet. Where an error comes before the
+    first sentence, none is left. Raises OSError where it is there, or cannot be
+    written.
     """
 
     def __init__(self, path: str | Path) -> None:
+        self.path, self.empty = Path(path), True
         self.file = open(path, "x", encoding="utf-8")
         self.file.write(_PAGE + _script() + _opening())
 
     def __enter__(self) -> "AttentionPage":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, error: type | None = None, *_) -> None:
+        if error is not None and self.empty:
+            self.file.close()
+            self.path.unlink()
+            return
         self.file.write("</div>\n")
         self.file.close()
 
@@ -430,3 +436,4 @@ class AttentionPage:
         """One sentence and its translation, as `Translator.attention` returns them."""
         self.file.write(_sentence(attention))
         self.file.flush()
+        self.empty = False

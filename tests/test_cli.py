@@ -521,6 +521,29 @@ def test_samples_do_not_depend_on_chunks(run, model, monkeypatch):
     assert run(*command, stdin=text_of(ENGLISH[:5])) == whole
 
 
+def test_a_byte_order_mark_is_not_translated(run, model):
+    command = "translate", "--model", model
+    plain = run(*command, stdin=text_of(ENGLISH[:2]))
+    assert plain[0] == 0 and plain == run(
+        *command, stdin=b"\xef\xbb\xbf" + text_of(ENGLISH[:2])
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--temperature", "2"], "--temperature is of --sample"),
+        (["--seed", "5"], "--seed is of --sample"),
+        (["--sample", "--beam", "4"], "--beam is of a search, and --sample does not"),
+        (["--sample", "--alpha", "1"], "--alpha is of a search, and --sample does not"),
+        (["--n-best", "4", "--beam", "2"], "--n-best 4 is more than --beam 2"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(run, model, options, expected):
+    code, out, err = run("translate", "--model", model, *options, stdin=b"A dog.\n")
+    assert (code, out) == (1, "") and is_one_line(err) and expected in err
+
+
 @pytest.fixture(scope="module")
 def second(model, tmp_path_factory):
     """Another model of the same tokenizer."""
@@ -587,6 +610,16 @@ def test_a_page_of_attention(run, model, tmp_path):
         (code, out) == (1, "") and is_one_line(err) and "out.html: File exists" in err
     )
     assert path.read_text("utf-8") == text
+
+
+def test_no_page_is_left_where_nothing_was_translated(run, model, tmp_path):
+    path = tmp_path / "out.html"
+    command = "translate", "--model", model, "--attention", path
+    code, out, err = run(*command, stdin=b"\xff\n")
+    assert (code, out) == (1, "") and is_one_line(err) and not path.exists()
+    code, out, err = run(*command, stdin=text_of(ENGLISH[:1]) + b"\xff\n")
+    assert code == 1 and out.count("\n") == 1 and is_one_line(err)
+    assert Page(path.read_text("utf-8")).lines == ENGLISH[:1]
 
 
 def test_score_is_log_p_of_each_line(run, model, second, monkeypatch):
@@ -849,6 +882,7 @@ def test_evaluate_refuses(run, corpus, model, tmp_path):
         ["--loud"],
         ["translate", "--model", "m", "--beam", "0"],
         ["translate", "--model", "m", "--alpha", "-1"],
+        ["translate", "--model", "m", "--alpha", "nan"],
         ["translate", "--model", "m", "--temperature", "0"],
         ["translate", "--model", "m", "--min-length", "-1"],
     ],

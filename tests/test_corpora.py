@@ -133,6 +133,15 @@ def test_the_segments_of_a_test_set_in_sgml(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["x.de", "x.de.gz"])
+def test_a_byte_order_mark_is_no_text(tmp_path, name):
+    """Before the first line alone: elsewhere it is a character like others."""
+    content = "\ufeffgut\n\ufeffschön\n".encode()
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    assert read_lines(path) == ["gut", "\ufeffschön"]
+
+
+@pytest.mark.parametrize("name", ["x.de", "x.de.gz"])
 def test_invalid_utf8_is_named_with_its_line(tmp_path, name):
     content = b"gut\n" * 2 + "schön\n".encode("latin-1") + b"gut\n"
     path = tmp_path / name
