@@ -83,6 +83,16 @@ def test_the_run_on_the_embedded_corpus_is_the_records():
     assert all(run["pronouns"] == 600 for run in runs)
 
 
+def test_four_layers_are_the_records():
+    record = read_record("multi30k_en_de_four_layers.json")
+    bleu, _ = scores(record, "test_2016_flickr", 10)[4]
+    sentence = (
+        f"With four layers, {record['seconds'] / 60:.0f} minutes on one of its cores, "
+        f"the mean of ten checkpoints and a beam of 4 it is {bleu:.1f} "
+    )
+    assert record["threads"] == 1 and sentence in on_one_line("README.md")
+
+
 def test_the_riddles_are_the_records():
     runs = read_record("attention_study.json")["runs"]
     asked, right = (runs[0]["translations"][key] for key in ("asked", "right"))
