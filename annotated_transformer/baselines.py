@@ -33,6 +33,7 @@ __all__ = [
     "Recurrent",
     "AdditiveAttention",
     "RecurrentAttentionConfig",
+    "Attentive",
     "RecurrentAttention",
     "Convolution",
     "ConvolutionalConfig",
@@ -299,7 +300,42 @@ class RecurrentAttentionConfig(BaselineConfig):
     d_hidden: int = 1000
 
 
-class RecurrentAttention(Baseline):
+class Attentive(Baseline):
+    """A rival whose decoder looks at the source, and can say where."""
+
+    def attend(
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        src_mask: Tensor | None,
+        state: DecoderState,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Hidden states (B, T, D), and the weights of each layer that looks, (B, T, S).
+
+        state: of the tokens so far; those of tgt are added to it.
+        """
+        raise NotImplementedError
+
+    def decode(
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        src_mask: Tensor | None = None,
+        *,
+        cache: DecoderState | None = None,
+    ) -> Tensor:
+        """As `EncoderDecoder.decode`."""
+        return self.attend(tgt, memory, src_mask, cache or DecoderState())[0]
+
+    def source_weights(self, src: Tensor, tgt: Tensor) -> list[Tensor]:
+        """As `EncoderDecoder.source_weights`: one head in each layer that looks."""
+        src_mask = padding_mask(src, self.config.pad_id)
+        memory = self.encode(src, src_mask)
+        _, weights = self.attend(tgt, memory, src_mask, DecoderState())
+        return [each[:, None] for each in weights]
+
+
+class RecurrentAttention(Attentive):
     """A recurrent decoder that looks at all states of a bidirectional encoder.
 
     Bahdanau et al. (2015): query = the decoder's state, key = value = the encoder's
@@ -333,8 +369,8 @@ class RecurrentAttention(Baseline):
         memory: Tensor,
         src_mask: Tensor | None,
         state: DecoderState,
-    ) -> tuple[Tensor, Tensor]:
-        """Hidden states (B, T, D), and the weights (B, T, S) with which each looked."""
+    ) -> tuple[Tensor, list[Tensor]]:
+        """As `Attentive.attend`: one layer looks."""
         if not state.length:
             first = memory[:, 0].chunk(2, dim=-1)[1]  # (B, H), read back to the start
             s = self.start(first).tanh()
@@ -352,24 +388,7 @@ class RecurrentAttention(Baseline):
         state.length += tgt.size(1)
         s, context = torch.stack(states, 1), torch.stack(contexts, 1)
         hidden = self.output(self.dropout(torch.cat([y, s, context], dim=-1))).tanh()
-        return hidden, torch.stack(weights, 1)
-
-    def decode(
-        self,
-        tgt: Tensor,
-        memory: Tensor,
-        src_mask: Tensor | None = None,
-        *,
-        cache: DecoderState | None = None,
-    ) -> Tensor:
-        """As `EncoderDecoder.decode`."""
-        return self.attend(tgt, memory, src_mask, cache or DecoderState())[0]
-
-    def source_weights(self, src: Tensor, tgt: Tensor) -> list[Tensor]:
-        """As `EncoderDecoder.source_weights`: one layer, one head."""
-        src_mask = padding_mask(src, self.config.pad_id)
-        memory = self.encode(src, src_mask)
-        return [self.attend(tgt, memory, src_mask, DecoderState())[1][:, None]]
+        return hidden, [torch.stack(weights, 1)]
 
 
 class Convolution(nn.Module):
@@ -493,7 +512,7 @@ class ConvS2SConfig(ConvolutionalConfig):
     TINY = {"d_model": 128, "d_hidden": 138, "n_layers": 4}
 
 
-class ConvS2S(Baseline):
+class ConvS2S(Attentive):
     """Gated convolutions in both stacks, attention in every layer of the decoder.
 
     Gehring et al. (2017). Differs from them: no weight normalisation; the gradients of
@@ -541,7 +560,7 @@ class ConvS2S(Baseline):
         src_mask: Tensor | None,
         state: DecoderState,
     ) -> tuple[Tensor, list[Tensor]]:
-        """Hidden states (B, T, D), and each layer's weights, (B, T, S)."""
+        """As `Attentive.attend`: each layer looks."""
         embedded = self.place(tgt, state.length)
         x = self.decoder_input(embedded)
         if not state.length:
@@ -560,24 +579,6 @@ class ConvS2S(Baseline):
         state.tensors = pasts
         state.length += tgt.size(1)
         return self.decoder_output(self.dropout(x)), weights
-
-    def decode(
-        self,
-        tgt: Tensor,
-        memory: Tensor,
-        src_mask: Tensor | None = None,
-        *,
-        cache: DecoderState | None = None,
-    ) -> Tensor:
-        """As `EncoderDecoder.decode`."""
-        return self.attend(tgt, memory, src_mask, cache or DecoderState())[0]
-
-    def source_weights(self, src: Tensor, tgt: Tensor) -> list[Tensor]:
-        """As `EncoderDecoder.source_weights`: one head in every layer."""
-        src_mask = padding_mask(src, self.config.pad_id)
-        memory = self.encode(src, src_mask)
-        _, weights = self.attend(tgt, memory, src_mask, DecoderState())
-        return [each[:, None] for each in weights]
 
 
 class DilatedBlock(nn.Module):
