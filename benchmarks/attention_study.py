@@ -366,11 +366,9 @@ def translations(translator: Translator, triples: list[Triple]) -> dict:
 
 def alignments(translator: Translator, triples: list[Triple]) -> dict:
     """Alignment error rates: heads, means of layers, mean of all, diagonal."""
-    model = translator.model
-    n_layers, n_heads = model.config.n_layers, model.config.n_heads
     gold, diagonal, found = [], [], {}
     for group in groups(translator, triples):
-        maps = attention_maps(model, group.batch.src, group.outputs)
+        maps = attention_maps(translator.model, group.batch.src, group.outputs)
         for one, source, target, triple in zip(
             maps, group.source, group.target, group.triples, strict=True
         ):
@@ -378,6 +376,7 @@ def alignments(translator: Translator, triples: list[Triple]) -> dict:
             gold.append(alignment(triple.english, triple.german))
             diagonal.append(diagonal_links(n_source, n_target))
             cross = join(one.cross, target, source)[:, :, :n_target]  # without eos
+            n_layers, n_heads, *_ = cross.shape
             maps_by_name = {
                 (layer, head): cross[layer, head]
                 for layer in range(n_layers)

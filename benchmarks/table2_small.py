@@ -35,8 +35,11 @@ SEEDS = 0, 1, 2
 GRID = 0.25, 0.5, 1.0, 2.0  # that multiply the learning rate of Eq. 3
 GRID_SHARE = 3  # the grid is tried for the operations' steps, divided by this
 # steps: the Transformer's; timed: batches that the cost of a step is measured on
-REAL = {"steps": 1200, "warmup": 300, "vocab_size": 4000, "timed": 40}
-MAX_TOKENS = {"multi30k": 1500, "embedded": 750}  # in a batch
+REAL = {
+    "multi30k": {"steps": 900, "max_tokens": 1500},
+    "embedded": {"steps": 600, "max_tokens": 750},
+}
+COMMON = {"warmup": 200, "vocab_size": 4000, "timed": 40}
 TOY = {"steps": 2, "warmup": 2, "vocab_size": 600, "max_tokens": 300, "timed": 2}
 BEAM, ALPHA = 4, 0.6
 
@@ -116,8 +119,7 @@ def main() -> None:
     corpus, toy = arguments.corpus, arguments.toy
     name = f"table2_small_{corpus}.json"
     record = arguments.record or ROOT / "book" / "records" / name
-    sizes, seeds = (TOY, SEEDS[:1]) if toy else (REAL, SEEDS)
-    sizes = {"max_tokens": MAX_TOKENS[corpus], **sizes}
+    sizes, seeds = (TOY, SEEDS[:1]) if toy else (REAL[corpus] | COMMON, SEEDS)
     torch.set_num_threads(1)
     data = Data(corpus, sizes, toy)
     kinds = list(MODELS)
