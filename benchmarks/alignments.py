@@ -3,8 +3,8 @@
     python benchmarks/alignments.py
 
 A recurrent model with attention and, beside it, a Transformer of as many parameters:
-the size `tiny`, the embedded corpus, English to German, 800 steps of 750 tokens, half of
-Eq. 3 with a warm-up of 200, three seeds. Then 1,000 sentences of its test split are
+the size `tiny`, the embedded corpus, English to German, 800 steps of 750 tokens, half
+of Eq. 3 with a warm-up of 200, three seeds. Then 1,000 sentences of its test split are
 read with their reference, and each German word is linked to the English one with the
 largest weight: the alignment error rate of every head, of means over heads, and of a
 diagonal; and of seed 0 the weights themselves, for the short sentence whose gold

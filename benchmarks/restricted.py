@@ -9,8 +9,8 @@ a seed are the same in every run. --steps steps of 1,500 tokens on either side (
 a little over two epochs), half of Eq. 3 with a warm-up of 200. Scored on
 test_2016_flickr, with greedy search, whole and by the length of the source.
 
-About three minutes a run on one core, forty in all; a command that is broken off goes on
-where it stopped. --toy tries the whole way with next to nothing. Writes
+About three minutes a run on one core, forty in all; a command that is broken off goes
+on where it stopped. --toy tries the whole way with next to nothing. Writes
 book/records/restricted_multi30k.json (--record).
 """
 
