@@ -2,13 +2,12 @@
 
     python benchmarks/alignments.py
 
-A recurrent model with attention and, beside it, a Transformer of as many parameters:
-the size `tiny`, the embedded corpus, English to German, 800 steps of 750 tokens, half
-of Eq. 3 with a warm-up of 200, three seeds. Then 1,000 sentences of its test split are
-read with their reference, and each German word is linked to the English one with the
-largest weight: the alignment error rate of every head, of means over heads, and of a
-diagonal; and of seed 0 the weights themselves, for the short sentence whose gold
-alignment crosses itself most.
+A recurrent model with attention of the size `tiny` is trained on the embedded corpus,
+English to German: 800 steps of 750 tokens, half of Eq. 3 with a warm-up of 200, three
+seeds. Then 1,000 sentences of its test split are read with their reference, and each
+German word is linked to the English one with the largest weight: the alignment error
+rate, and that of a diagonal. Of seed 0 also the weights themselves, for the short
+sentence whose gold alignment crosses itself most.
 
 About two minutes a run on one core. Writes book/records/alignments.json (--record). A
 command that is broken off goes on where it stopped. --toy tries the whole way.
@@ -30,7 +29,7 @@ from annotated_transformer.decoding import attention_maps
 from annotated_transformer.grammar import Triple, alignment, generate
 from annotated_transformer.visualization import join
 
-KINDS, SEEDS = ("recurrent-attention", "transformer"), (0, 1, 2)
+KIND, SEEDS = "recurrent-attention", (0, 1, 2)
 RATE = 0.5  # that multiplies the learning rate of Eq. 3
 REAL = {"vocab_size": 4000, "max_tokens": 750, "warmup": 200}
 REAL |= {"steps": 800, "sentences": 1000}
@@ -68,16 +67,18 @@ def shown(translator: Translator, triple: Triple) -> dict:
     }
 
 
-def run(data: Data, sizes: dict, kind: str, seed: int) -> dict:
+def run(data: Data, sizes: dict, seed: int) -> dict:
     """Train one model; what its attention is worth as an alignment."""
     torch.manual_seed(seed)
-    model = MODELS[kind](MODELS[kind].config_type.tiny(sizes["vocab_size"]))
+    model = MODELS[KIND](MODELS[KIND].config_type.tiny(sizes["vocab_size"]))
     for _ in training(model, data, sizes, RATE, seed, sizes["steps"]):
         pass
     translator = Translator(model.eval(), data.tokenizer)
     triples = test_triples(data, sizes["sentences"])
-    result = {**alignments(translator, triples), **score(model, data, beam_size=1)}
-    if seed == 0 and kind == KINDS[0]:
+    rates = alignments(translator, triples)
+    result = {"error_rate": rates["mean"], "diagonal": rates["diagonal"]}
+    result |= score(model, data, beam_size=1)
+    if seed == 0:
         result["shown"] = shown(translator, max(triples, key=crossings))
     return result
 
@@ -93,8 +94,9 @@ def main() -> None:
     sizes, seeds = (TOY, SEEDS[:1]) if toy else (REAL, SEEDS)
     torch.set_num_threads(1)
     data = Data("embedded", sizes)
-    cases = [{"kind": kind, "seed": seed} for seed in seeds for kind in KINDS]
+    cases = [{"seed": seed} for seed in seeds]
     contents = {
+        "kind": KIND,
         "seeds": seeds,
         "sizes": sizes,
         "rate": RATE,
