@@ -221,8 +221,8 @@ class Recurrent(Baseline):
     """An LSTM reads the source into one vector, another writes the target from it.
 
     Sutskever et al. (2014): the source is read from its end to its beginning. Differs
-    from them in one embedding for both languages and the softmax, and in the linear
-    layer that leads from width H to width D.
+    from them in dropout and open forget gates, in one embedding for both languages and
+    the softmax, and in the linear layer that leads from width H to width D.
     """
 
     config_type = RecurrentConfig
@@ -424,7 +424,7 @@ class Convolution(nn.Module):
         Returns (B, T, d_out), and the past of whatever follows.
         """
         x = torch.cat([past, x], dim=1)
-        return self(x), x[:, -self.span :]
+        return self(x), x[:, x.size(1) - self.span :]
 
 
 @dataclass(frozen=True)
@@ -500,7 +500,7 @@ class SourceAttention(nn.Module):
             length = torch.tensor(float(memory.size(1)))
         else:
             length = mask.sum(dim=-1, keepdim=True)  # (B, 1, 1)
-        context = weights @ value * length.sqrt()  # a mean of n shrinks by √n
+        context = weights @ value * length.sqrt().to(value)  # a mean of n shrinks by √n
         return (x + self.output(context)) * HALF, weights
 
 
@@ -517,7 +517,8 @@ class ConvS2S(Attentive):
 
     Gehring et al. (2017). Differs from them: no weight normalisation; the gradients of
     the encoder are not divided by the number of attentions, a factor that Adam does
-    not see; one embedding and one table of positions for both languages.
+    not see in its own weights; one embedding and one table of positions for both
+    languages.
     """
 
     config_type = ConvS2SConfig

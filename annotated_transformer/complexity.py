@@ -128,6 +128,7 @@ def make_layer(
 ) -> nn.Module:
     """A layer of one of KINDS, (B, n, D) → (B, n, D), with heads of width 64.
 
+    d_model: D, below 128 or a multiple of 64 where there is attention.
     window: k or r. attention: of self-attention, restricted or not. Raises ValueError
     for other kinds.
     """
@@ -159,7 +160,8 @@ def count_operations(function: Callable[..., object], *inputs: Tensor) -> int:
 def longest_chain(output: Tensor) -> int:
     """Matrix products, one waiting for the other, on the longest way to an output.
 
-    Read from autograd's graph, so something on the way must want a gradient.
+    Read from autograd's graph, so something on the way must want a gradient. A fused
+    kernel is not seen: give a layer the readable attention.
     """
     chain: dict[object, int] = {None: 0}
     stack = [output.grad_fn]
@@ -187,7 +189,9 @@ def links(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """
     x = x.detach().requires_grad_()
     rows = []
-    for total in function(x)[0].sum(dim=-1):
+    output = function(x)[0]  # (n, D)
+    direction = torch.arange(1.0, output.size(-1) + 1).sqrt()  # a norm keeps sums at 0
+    for total in output @ direction.to(output):
         (gradient,) = torch.autograd.grad(total, x, retain_graph=True)
         rows.append(gradient[0].ne(0).any(dim=-1))  # (n,)
     return torch.stack(rows)
@@ -196,9 +200,10 @@ def links(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def path_lengths(links: Iterable[Tensor]) -> Tensor:
     """How many links lie between two positions, for every pair: breadth first (§4).
 
-    links: (n, n) bool for each layer, from the input upwards. The search ends where a
-    layer adds nothing. Returns (n, n) int64, [t, s]: the layers until output t depends
-    on input s, 0 for a position and itself, -1 where it never does.
+    links: (n, n) bool for each layer, from the input upwards; no more are asked for
+    than it takes. Returns (n, n) int64, [t, s]: the layers until output t depends on
+    input s, 0 for a position and itself, -1 where so many do not link them. Raises
+    ValueError where there is no layer.
     """
     lengths = None
     for length, linked in enumerate(links, start=1):
@@ -206,10 +211,11 @@ def path_lengths(links: Iterable[Tensor]) -> Tensor:
             lengths = torch.eye(len(linked), dtype=torch.int64) - 1
             reached = lengths + 1.0  # (n, n): by paths of so many links
         reached = (linked.float() @ reached).clamp(max=1)
-        new = (reached > 0) & (lengths < 0)
-        if not new.any():
+        lengths[(reached > 0) & (lengths < 0)] = length
+        if (lengths >= 0).all():
             break
-        lengths[new] = length
+    if lengths is None:
+        raise ValueError("no layers: a path needs at least one")
     return lengths
 
 

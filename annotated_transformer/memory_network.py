@@ -199,6 +199,7 @@ class MemoryNetwork(nn.Module):
     ) -> None:
         super().__init__()
         tables = range(n_hops + 1)
+        self.n_memories = n_memories
         self.words = nn.ModuleList(
             nn.Embedding(vocab_size, d_model, padding_idx=0) for _ in tables
         )
@@ -216,19 +217,26 @@ class MemoryNetwork(nn.Module):
     def forward(self, sentences: Tensor, question: Tensor) -> tuple[Tensor, Tensor]:
         """sentences: (B, N, L), question: (B, L), int64, as in `StoryTensors`.
 
-        Returns logits of the answer, (B, V), and where each hop looked, (B, K, N).
+        Returns logits of the answer, (B, V), and where each hop looked, (B, K, N); in
+        a story of padding alone, nowhere. Raises ValueError for more than n_memories
+        sentences.
         """
+        if sentences.size(1) > self.n_memories:
+            raise ValueError(
+                f"{sentences.size(1)} sentences: the memory holds {self.n_memories}"
+            )
         d_model = self.words[0].embedding_dim
         weights = word_weights(sentences, d_model)  # (B, N, L, D)
         there = sentences.ne(0).any(-1)  # (B, N)
         asked = word_weights(question, d_model)  # (B, L, D)
         u = (self.words[0](question) * asked).sum(1)  # (B, D)
-        hops = []
-        for hop in range(len(self.words) - 1):
-            key = self.remember(hop, sentences, weights)  # (B, N, D)
-            value = self.remember(hop + 1, sentences, weights)
+        key, hops = self.remember(0, sentences, weights), []  # (B, N, D)
+        for hop in range(1, len(self.words)):
+            value = self.remember(hop, sentences, weights)
             scores = (key @ u[..., None])[..., 0]  # (B, N)
-            p = scores.masked_fill(~there, -torch.inf).softmax(dim=-1)
+            scores = scores.masked_fill(~there, torch.finfo(scores.dtype).min)
+            p = scores.softmax(dim=-1) * there
             u = u + (p[:, None] @ value)[:, 0]  # (B, D)
             hops.append(p)
+            key = value
         return u @ self.words[-1].weight.t(), torch.stack(hops, 1)

@@ -62,7 +62,8 @@ class RestrictedAttention:
     """Eq. 1 over the r positions around each query, for self-attention (§4).
 
     Called as `scaled_dot_product_attention`, and equal to it with
-    `neighbourhood_mask(n, r)`; but work and memory grow with n · r, not with n².
+    `neighbourhood_mask(n, r)`; but work and memory grow with n · r, not with
+    n², unless a mask is given that has a row for each query.
     Raises ValueError for settings that make no sense.
     """
 

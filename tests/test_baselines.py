@@ -258,6 +258,17 @@ def test_bfloat16_is_near(kind):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
+def test_weights_in_bfloat16_are_near(kind):
+    """As a model is served: cast as a whole, on a batch with padding."""
+    model = vivid(kind)
+    src, tgt = batch()
+    exact = model.hidden(src, tgt)
+    rounded = model.bfloat16().hidden(src, tgt)
+    assert rounded.dtype == torch.bfloat16
+    near = F.cosine_similarity(rounded.float(), exact, dim=-1)  # (B, T)
+    assert near.mean() > 0.9
+
+
 def test_copied_and_pickled_after_use(kind):
     model = vivid(kind)
     src, tgt = batch()
@@ -619,6 +630,15 @@ def test_a_convolution_is_that_of_torch(dilation):
     inner = slice(dilation, None)  # where the padding on the right is not seen
     assert torch.allclose(causal[:, inner], shifted[:, inner], atol=1e-5)
     assert torch.equal(past, x[:, -span:])
+
+
+def test_a_convolution_of_one_position_has_no_past():
+    torch.manual_seed(0)
+    one = Convolution(5, 7, 1)
+    x = torch.randn(2, 4, 5)
+    y, past = one.causal(x, torch.zeros(2, 0, 5))
+    assert past.shape == (2, 0, 5)
+    assert torch.equal(y, one.linear(x))
 
 
 def test_a_gated_convolution_is_a_times_sigmoid_of_b():

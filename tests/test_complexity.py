@@ -208,9 +208,30 @@ def test_paths_of_equal_layers(n, k):
 
 
 def test_paths_of_a_recurrence_lead_back_only():
-    lengths = path_lengths(repeat(torch.ones(6).diag(-1).bool()))
+    lengths = path_lengths(repeat(torch.ones(6).diag(-1).bool(), 7))
     t, s = torch.arange(7)[:, None], torch.arange(7)
     assert torch.equal(lengths, torch.where(t >= s, t - s, -1))
+
+
+def test_a_layer_that_links_nothing_ends_no_path():
+    distance = (torch.arange(9)[:, None] - torch.arange(9)).abs()
+    near, still = distance <= 1, distance == 0
+    lengths = path_lengths([near, still, near, still, near])
+    assert lengths[0].tolist() == [0, 1, 3, 5, -1, -1, -1, -1, -1]
+
+
+def test_a_path_needs_a_layer():
+    with pytest.raises(ValueError, match="no layers"):
+        path_lengths([])
+
+
+def test_links_are_seen_through_a_norm():
+    """What a layer norm puts out sums to nothing, whatever it depends on."""
+    torch.manual_seed(0)
+    norm, convolution = torch.nn.LayerNorm(4), make_layer("convolutional", 4, 3)
+    found = links(lambda x: norm(convolution(x)), torch.randn(1, 9, 4))
+    distance = (torch.arange(9)[:, None] - torch.arange(9)).abs()
+    assert torch.equal(found, distance <= 1)
 
 
 def test_layers_are_taken_from_the_input_upwards():

@@ -173,6 +173,22 @@ def test_batched_as_alone_and_padding_is_never_looked_at():
         assert torch.allclose(where[0], hops[i, :, ~empty[i]], atol=1e-5)
 
 
+def test_a_story_without_sentences_is_looked_at_nowhere():
+    model = network()
+    data = story_tensors(make_stories(2, 2, seed=0))
+    data.sentences[1] = 0
+    logits, hops = model(data.sentences, data.question)
+    assert hops[1].eq(0).all() and logits.isfinite().all()
+    logits.sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_more_sentences_than_memories_are_refused():
+    model = MemoryNetwork(len(WORDS), 8, n_memories=5, n_hops=1)
+    with pytest.raises(ValueError, match="6 sentences: the memory holds 5"):
+        model(torch.ones(1, 6, 4).long(), torch.ones(1, 4).long())
+
+
 def test_the_gradient_reaches_every_table_and_no_padding():
     model = MemoryNetwork(len(WORDS), 6, 16, 2)
     tensors = story_tensors(make_stories(64, 2, seed=0))
