@@ -33,7 +33,7 @@ from annotated_transformer.baselines import MODELS
 from annotated_transformer.training import evaluate_loss
 
 SEEDS = 0, 1, 2
-GRID = 0.25, 0.5, 1.0, 2.0, 4.0  # that multiply the learning rate of Eq. 3
+GRID = 0.125, 0.25, 0.5, 1.0, 2.0, 4.0  # that multiply the learning rate of Eq. 3
 GRID_STEPS = 300  # of the Transformer, or what others get for its operations
 LOOKS = 8  # at the validation loss, within the budget of operations
 # steps: the Transformer's; timed: batches that the cost of a step is measured on
