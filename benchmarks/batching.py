@@ -7,18 +7,12 @@ training and takes about half a minute; the counts are the same on every machine
 """
 
 import argparse
-import datetime
-import json
-import os
-import platform
 import random
-import sys
 from collections import Counter
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from recording import ROOT, git_commit
+from recording import ROOT, origin, save
 
 from annotated_transformer.batching import group_by_length
 from annotated_transformer.corpora import load_pairs
@@ -116,20 +110,13 @@ def main() -> None:
         "--record", type=Path, default=ROOT / "book/records/padding_multi30k.json"
     )
     arguments = parser.parse_args()
-    commit = git_commit()
+    head = origin("python benchmarks/batching.py", ("numpy", "sentencepiece"))
     text = load_pairs("multi30k", *LANGUAGES, "train")
     tokenizer = Tokenizer.train(text[0] + text[1], VOCAB_SIZE)
     src, tgt = ([len(ids) + 1 for ids in tokenizer.encode(lines)] for lines in text)
     lengths = list(zip(src, tgt, strict=True))
     record = {
-        "command": "python benchmarks/batching.py",
-        "commit": commit,
-        "date": datetime.date.today().isoformat(),
-        "device": f"{os.cpu_count()}-core {platform.machine()} CPU",
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("numpy", "sentencepiece")},
-        },
+        **head,
         "seeds": SEEDS,
         "pairs": len(lengths),
         "vocab_size": VOCAB_SIZE,
@@ -141,13 +128,9 @@ def main() -> None:
         "padding": [row for m in MAX_TOKENS for row in describe_padding(lengths, m)],
         "company": [describe_company(lengths, m) for m in MAX_TOKENS],
     }
-    arguments.record.parent.mkdir(parents=True, exist_ok=True)
-    lines = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    arguments.record.write_text(lines, encoding="utf-8")
-
+    save(arguments.record, record)
     for row in record["padding"]:
         print(row["way"], row["max_tokens"], row["batches"], row["both"])
-    print(arguments.record, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -13,15 +13,10 @@ of the last bit apart; one core takes about ten minutes. What is done is kept in
 import argparse
 import hashlib
 import json
-import os
-import platform
-import sys
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from recording import git_commit
+from recording import ROOT, origin, save
 
 from annotated_transformer import Translator
 from annotated_transformer.corpora import load_pairs
@@ -35,7 +30,6 @@ from annotated_transformer.evaluation import (
 )
 from annotated_transformer.translator import WEIGHTS
 
-ROOT = Path(__file__).resolve().parent.parent
 SIZES, ALPHAS = (1, 2, 4, 8, 16, 32), (0.0, 0.6, 1.0)
 TESTED = (1, 0.0), (4, 0.6)
 SPLITS = "val", "test_2016_flickr"
@@ -81,12 +75,13 @@ def main() -> None:
         "--record", type=Path, default=ROOT / "book/records/beam_multi30k.json"
     )
     arguments = parser.parse_args()
-    commit = git_commit()
+    command = f"python benchmarks/beam.py --model {arguments.model}"
+    head = origin(command, ("torch", "sacrebleu"))
     translator = Translator.from_pretrained(arguments.model)
     weights = (arguments.model / WEIGHTS).read_bytes()
     digest = hashlib.sha256(weights).hexdigest()[:12]
     run = json.loads((arguments.model / "record.json").read_text(encoding="utf-8"))
-    work = arguments.work / f"{commit}-{digest}"
+    work = arguments.work / f"{head['commit']}-{digest}"
     work.mkdir(parents=True, exist_ok=True)
 
     def cell(split: str, beam_size: int, alpha: float) -> list:
@@ -121,16 +116,8 @@ def main() -> None:
     comparison = compare_bleu(*outputs, references)
     signatures = [metric(outputs[0], references) for metric in (bleu, chrf)]
     record = {
-        "command": f"python benchmarks/beam.py --model {arguments.model}",
-        "commit": commit,
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "device": f"{os.cpu_count()}-core {platform.machine()} CPU",
+        **head,
         "threads": torch.get_num_threads(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "sacrebleu": version("sacrebleu"),
-        },
         "model": {
             "command": run["command"],
             "seed": run["training"]["seed"],
@@ -154,10 +141,7 @@ def main() -> None:
             "signature": comparison.signature,
         },
     }
-    arguments.record.parent.mkdir(parents=True, exist_ok=True)
-    lines = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    arguments.record.write_text(lines, encoding="utf-8")
-    print(arguments.record, file=sys.stderr)
+    save(arguments.record, record)
 
 
 if __name__ == "__main__":

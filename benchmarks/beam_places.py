@@ -9,21 +9,16 @@ book/records/beam_places_multi30k.json. One core takes about a minute.
 """
 
 import argparse
-import json
-import os
-import platform
-from datetime import datetime, timezone
 from pathlib import Path
 from unittest import mock
 
 import torch
-from recording import git_commit
+from recording import ROOT, origin, save
 
 from annotated_transformer import Translator, decoding
 from annotated_transformer.corpora import load_pairs
 from annotated_transformer.evaluation import bleu
 
-ROOT = Path(__file__).resolve().parent.parent
 BEAM, ALPHA = 4, 0.6
 most_probable, retire = decoding._most_probable, decoding._retire
 
@@ -77,12 +72,8 @@ translator = Translator.from_pretrained(arguments.model)
 EOS = translator.tokenizer.eos_id
 val = load_pairs("multi30k", "en", "de", "val")
 record = {
-    "command": f"python benchmarks/beam_places.py --model {arguments.model}",
-    "commit": git_commit(),
-    "date": datetime.now(timezone.utc).date().isoformat(),
-    "device": f"{os.cpu_count()}-core {platform.machine()} CPU",
+    **origin(f"python benchmarks/beam_places.py --model {arguments.model}", ["torch"]),
     "threads": torch.get_num_threads(),
-    "torch": torch.__version__,
     "beam": BEAM,
     "alpha": ALPHA,
     "kept": measure(translator, *val),
@@ -90,4 +81,4 @@ record = {
 with mock.patch.multiple(decoding, _most_probable=choose_full, _retire=retire_full):
     record["full"] = measure(translator, *val)
 print(record["kept"], record["full"], sep="\n")
-arguments.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+save(arguments.record, record)

@@ -13,20 +13,16 @@ minutes, on Linux. Writes book/records/complexity_cpu.json (--record).
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from datetime import datetime, timezone
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from recording import ROOT, git_commit
+from recording import ONE_CORE, ROOT, origin, save
 from torch import Tensor
 
 from annotated_transformer.attention import (
@@ -137,7 +133,8 @@ def main() -> None:
         "--record", type=Path, default=ROOT / "book" / "records" / "complexity_cpu.json"
     )
     arguments = parser.parse_args()
-    commit, started = git_commit(), time.perf_counter()
+    head = origin("python benchmarks/complexity.py", ["torch"], ONE_CORE)
+    started = time.perf_counter()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     kinds = [*KINDS, "self-attention alone", "restricted alone"]
@@ -177,25 +174,15 @@ def main() -> None:
             most = fresh.submit(resident, name, n).result()
         results["memory"].append({"attention": name, "n": n, "bytes": most})
     record = {
-        "command": "python benchmarks/complexity.py",
-        "commit": commit,
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "device": f"one of {os.cpu_count()} CPU cores, {platform.machine()}",
+        **head,
         "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "seconds": round(time.perf_counter() - started),
         "rounds": arguments.rounds,
         "k": K,
         "r": R,
         "long_width": LONG_WIDTH,
     }
-    whole = json.dumps(record | {name: [] for name in results}, indent=1)
-    for name, rows in results.items():
-        lines = ",\n".join("  " + json.dumps(row) for row in rows)
-        whole = whole.replace(f'"{name}": []', f'"{name}": [\n{lines}\n ]')
-    json.loads(whole)  # it is what it looks like
-    arguments.record.write_text(whole + "\n", encoding="utf-8")
-    print(arguments.record, file=sys.stderr)
+    save(arguments.record, record | results, list(results))
 
 
 if __name__ == "__main__":

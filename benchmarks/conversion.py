@@ -12,24 +12,19 @@ book/records/conversion_multi30k.json.
 
 import argparse
 import json
-import os
-import platform
 import tempfile
 import time
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 
 import ctranslate2
 import torch
-from recording import git_commit
+from recording import ONE_CORE, ROOT, origin, save
 
 from annotated_transformer import Translator
 from annotated_transformer.corpora import load_pairs
 from annotated_transformer.evaluation import bleu
 from annotated_transformer.interop import OnnxTranslator, to_ctranslate2, to_onnx
 
-ROOT = Path(__file__).resolve().parent.parent
 SPLIT, BATCH, BEAMS = "test_2016_flickr", 64, (1, 4)
 
 
@@ -118,22 +113,17 @@ def main() -> None:
             ]
             rows.append(row)
     run = json.loads((arguments.model / "record.json").read_text(encoding="utf-8"))
+    command = f"python benchmarks/conversion.py --model {arguments.model}"
     packages = "torch", "ctranslate2", "onnx", "onnxruntime", "sacrebleu"
     record = {
-        "command": f"python benchmarks/conversion.py --model {arguments.model}",
-        "commit": git_commit(),
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "device": f"one of {os.cpu_count()} CPU cores, {platform.machine()}",
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in packages},
+        **origin(command, packages, ONE_CORE),
         "model": {"command": run["command"], "parameters": run["parameters"]},
         "sentences": len(lines),
         "split": SPLIT,
         "batch": BATCH,
         "rows": rows,
     }
-    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    arguments.record.write_text(text, encoding="utf-8")
+    save(arguments.record, record)
 
 
 if __name__ == "__main__":

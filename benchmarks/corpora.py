@@ -10,18 +10,14 @@ allows it, with the attribution that stands beside them.
 
 import argparse
 import gzip
-import json
-import os
-import platform
 import random
 import sys
 from collections import Counter, defaultdict
-from datetime import datetime, timezone
 from itertools import combinations, islice
 from pathlib import Path
 from statistics import correlation
 
-from recording import git_commit
+from recording import ROOT, origin, save
 
 from annotated_transformer.corpora import (
     DATA_VARIABLE,
@@ -37,7 +33,6 @@ from annotated_transformer.corpora import (
     sentence_key,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
 SEED = 0  # of the splits at random that the real ones are compared with
 PREFIX, SHIFT = 4000, 11  # pairs that are compared in length; lines lost
 SHOWN = 4  # pairs of each Tatoeba corpus that go into the record
@@ -178,7 +173,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if data_folder() is None:
         sys.exit(f"${DATA_VARIABLE} must name the folder with the corpora")
-    commit = git_commit()
+    head = origin("python benchmarks/corpora.py")
     corpora, tables = [], {}
     for corpus, (languages, splits) in CORPORA.items():
         for language in languages:
@@ -202,11 +197,7 @@ def main() -> None:
                 entry["examples"] = examples(language, texts["train"])
             corpora.append(entry)
     record = {
-        "command": "python benchmarks/corpora.py",
-        "commit": commit,
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "device": f"{os.cpu_count()}-core {platform.machine()} CPU",
-        "versions": {"python": platform.python_version()},
+        **head,
         "credits": {name: public.credit for name, public in PUBLIC.items()},
         "downloads": {
             name: {file: remote.size for file, remote in public.files.items()}
@@ -215,10 +206,7 @@ def main() -> None:
         "corpora": corpora,
         "tatoeba_tables": tables,
     }
-    arguments.record.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    arguments.record.write_text(text, encoding="utf-8")
-    print(arguments.record, file=sys.stderr)
+    save(arguments.record, record)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ minutes on two cores.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,14 +28,12 @@ import tempfile
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timezone
-from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
 import torch
-from recording import ROOT, git_commit
+from recording import ROOT, origin, save
 from torch import Tensor, nn
 
 from annotated_transformer import Transformer, TransformerConfig, Translator
@@ -414,21 +411,15 @@ def main() -> None:
         process.close()
     packages = {SYSTEMS[process.name] for process in processes} - {None}
     record = {
-        "command": "python benchmarks/decoding_speed.py",
+        **origin("python benchmarks/decoding_speed.py", ["torch", *sorted(packages)]),
         "model": arguments.model,
-        "commit": git_commit(),
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "device": f"{os.cpu_count()}-core {platform.machine()} CPU",
         "threads": arguments.threads,
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ["torch", *sorted(packages)]},
         "fixed": {**SIZE, "vocab_size": VOCAB_SIZE, "tokens": LENGTH},
         "split": SPLIT,
         "sentences": arguments.sentences,
         "rows": rows,
     }
-    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    arguments.record.write_text(text, encoding="utf-8")
+    save(arguments.record, record)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from annotated_transformer.batching import Batch, Pair, make_batch
@@ -98,29 +98,60 @@ def _finished(lines: Path) -> dict[str, dict]:
     return {json.dumps(entry["case"]): entry["result"] for entry in entries}
 
 
-def write_record(
-    record: Path, command: str, contents: dict, packages=(), whole: bool = True
-) -> None:
-    """The record: what made it and where, then the contents; one run a line.
+ONE_CORE = f"one of {os.cpu_count()} CPU cores, {platform.machine()}"
+ALL_CORES = f"{os.cpu_count()}-core {platform.machine()} CPU"
 
-    whole: nothing is missing, so the lines of the runs can go.
+
+def origin(command: str, packages: Sequence[str] = (), device: str = ALL_CORES) -> dict:
+    """The head of a record: what makes it again, from which commit, when and on what.
+
+    packages: whose versions matter; None for one that is not there. To be called
+    before the measurement begins.
     """
-    head = {
+    return {
         "command": command,
         "commit": git_commit(),
         "date": datetime.date.today().isoformat(),
-        "device": f"one of {os.cpu_count()} CPU cores, {platform.machine()}",
+        "device": device,
         "versions": {
             "python": platform.python_version(),
-            **{package: version(package) for package in ("torch", *packages)},
+            **{package: _version(package) for package in packages},
         },
-        "cpu_seconds": round(sum(run["cpu_seconds"] for run in contents["runs"])),
     }
-    frame = json.dumps(head | contents | {"runs": []}, indent=1, ensure_ascii=False)
-    runs = ",\n".join("  " + json.dumps(run) for run in contents["runs"])
-    text = frame.replace('"runs": []', f'"runs": [\n{runs}\n ]') + "\n"
-    json.loads(text)  # it is what it looks like
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def save(record: Path, contents: dict, tables: Sequence[str] = ()) -> None:
+    """Write a record as JSON. tables: lists in it that get a line for each item."""
+    bare = contents | {name: [] for name in tables}
+    text = json.dumps(bare, indent=1, ensure_ascii=False) + "\n"
+    for name in tables:
+        rows = ",\n".join(
+            "  " + json.dumps(row, ensure_ascii=False) for row in contents[name]
+        )
+        text = text.replace(f'"{name}": []', f'"{name}": [\n{rows}\n ]', 1)
+    if json.loads(text) != json.loads(json.dumps(contents)):
+        raise AssertionError(f"{record} would not say what was measured")
+    record.parent.mkdir(parents=True, exist_ok=True)
     record.write_text(text, encoding="utf-8")
+    print(record, file=sys.stderr)
+
+
+def write_record(
+    record: Path, command: str, contents: dict, packages=(), whole: bool = True
+) -> None:
+    """The record of runs that `run_all` made on one core, with torch; one run a line.
+
+    whole: nothing is missing, so the lines of the runs can go.
+    """
+    head = origin(command, ("torch", *packages), ONE_CORE)
+    head["cpu_seconds"] = round(sum(run["cpu_seconds"] for run in contents["runs"]))
+    save(record, head | contents, ["runs"])
     if whole:
         _lines(record).unlink(missing_ok=True)
-    print(record, file=sys.stderr)

@@ -15,10 +15,8 @@ that has other work. Ten minutes on two cores. Writes book/records/scale_2m.json
 """
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -26,13 +24,12 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
-from recording import ROOT, git_commit
+from recording import ROOT, origin, save
 
 from annotated_transformer.batching import TokenBatches
 from annotated_transformer.corpora import decode_lines
@@ -290,7 +287,8 @@ def main() -> None:
         print(json.dumps(result | {"peak": peak}))
         return
 
-    commit = git_commit()
+    packages = "torch", "numpy", "sentencepiece"
+    head = origin("python benchmarks/scale.py", packages)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         write_text(folder, arguments.pairs)
@@ -301,14 +299,7 @@ def main() -> None:
         steps["start"] = measure("start", folder)
     steps["group"] = measure("group", arguments.folder or Path())
     record = {
-        "command": "python benchmarks/scale.py",
-        "commit": commit,
-        "date": datetime.date.today().isoformat(),
-        "device": f"{os.cpu_count()}-core {platform.machine()} CPU",
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "numpy", "sentencepiece")},
-        },
+        **head,
         "seeds": list(range(PARTS)),
         "pairs": arguments.pairs,
         "workers": WORKERS,
@@ -318,10 +309,7 @@ def main() -> None:
         **rounded(steps),
         "projection": rounded(project(steps["tokenize"], steps["group"])),
     }
-    arguments.record.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    arguments.record.write_text(text, encoding="utf-8")
-    print(arguments.record, file=sys.stderr)
+    save(arguments.record, record)
 
 
 if __name__ == "__main__":

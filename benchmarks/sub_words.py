@@ -14,8 +14,6 @@ import argparse
 import itertools
 import json
 import os
-import platform
-import shlex
 import statistics
 import subprocess
 import sys
@@ -24,12 +22,10 @@ import unicodedata
 import zlib
 from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
-from datetime import datetime, timezone
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
-from recording import git_commit
+from recording import ROOT, origin, save
 
 from annotated_transformer.corpora import data_folder, load_pairs, read_lines
 from annotated_transformer.tokenizer import (
@@ -40,7 +36,6 @@ from annotated_transformer.tokenizer import (
     most_probable_cut,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
 LANGUAGES = "en", "de"
 SPLITS = "train", "val", "test_2016_flickr", "test_2017_flickr"
 VOCABULARIES = 500, 1000, 2000, 4000, 8000, 16000, 32000
@@ -455,7 +450,7 @@ def main() -> None:
     )
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
-    commit, old = git_commit(), {}
+    head, old = origin("python benchmarks/sub_words.py", ["sentencepiece"]), {}
     if arguments.record.exists():
         old = json.loads(arguments.record.read_text(encoding="utf-8"))
     text = {split: load_pairs("multi30k", *LANGUAGES, split) for split in SPLITS}
@@ -490,14 +485,7 @@ def main() -> None:
         else:
             parts["korean"] = old.get("korean")
     record = {
-        "command": shlex.join(["python", "benchmarks/sub_words.py"]),
-        "commit": commit,
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "device": f"{os.cpu_count()}-core {platform.machine()} CPU",
-        "versions": {
-            "python": platform.python_version(),
-            "sentencepiece": version("sentencepiece"),
-        },
+        **head,
         "seeds": SEEDS,
         "rare_below": RARE,
         "splits": {split: describe_split(pair) for split, pair in text.items()},
@@ -507,16 +495,12 @@ def main() -> None:
         },
         **parts,
     }
-    arguments.record.parent.mkdir(parents=True, exist_ok=True)
-    lines = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    arguments.record.write_text(lines, encoding="utf-8")
-
+    save(arguments.record, record)
     for name in ("vocabularies", "joint", "samples", "rates", "tatoeba"):
         for row in record[name]:
             print(*row.values())
     for name in ("merges", "cuts", "leak", "stream", "library_sample", "korean"):
         print(name, record[name])
-    print(arguments.record, file=sys.stderr)
 
 
 if __name__ == "__main__":

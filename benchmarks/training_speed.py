@@ -27,16 +27,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import datetime, timezone
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from recording import ROOT, git_commit
+from recording import ALL_CORES, ROOT, origin, save
 from torch import Tensor, nn
 
 from annotated_transformer import Transformer, TransformerConfig
@@ -597,21 +595,11 @@ def main() -> None:
     )
     size = Size(n_heads=arguments.heads)
     data = load_data(size, MAX_TOKENS[device])
-    versions = {"python": platform.python_version()}
-    for package in ("torch", "transformers"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
+    machine = torch.cuda.get_device_name() if device == "cuda" else ALL_CORES
+    packages = "torch", "transformers"
     record = {
-        "command": "python benchmarks/training_speed.py",
-        "commit": git_commit(),
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "device": f"{torch.get_num_threads()} threads on {os.cpu_count()} CPU cores, "
-        f"{platform.machine()}"
-        if device == "cpu"
-        else torch.cuda.get_device_name(),
-        "versions": versions,
+        **origin("python benchmarks/training_speed.py", packages, machine),
+        "threads": torch.get_num_threads(),
         "corpus": data["corpus"],
         "shape": size._asdict(),
         "max_tokens": data["max_tokens"],
@@ -634,7 +622,6 @@ def main() -> None:
         if part in parts and part not in record:
             record[part] = run(data, device)
             write(record, record_path)
-    print(record_path, file=sys.stderr)
     show(record)
 
 
@@ -664,9 +651,7 @@ def race(record: dict, data: dict, path: Path, device: str, at_most: int) -> boo
 
 def write(record: dict, path: Path) -> None:
     """The record, after each heat: what is there is there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    path.write_text(text, encoding="utf-8")
+    save(path, record)
 
 
 def show(record: dict) -> None:

@@ -24,7 +24,7 @@ import time
 from itertools import product
 from pathlib import Path
 
-from recording import ROOT, git_commit
+from recording import ROOT, git_commit, save
 
 from annotated_transformer import Translator
 from annotated_transformer.corpora import load_pairs
@@ -152,9 +152,7 @@ def main(argv: list[str] | None = None) -> None:
     }
     name = "_".join([corpus, *languages, arguments.name]) + ".json"
     path = arguments.record or ROOT / "book" / "records" / name
-    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    path.write_text(text, encoding="utf-8")
-    print(path, file=sys.stderr)
+    save(path, record)
 
 
 if __name__ == "__main__":

@@ -10,24 +10,19 @@ on one core. Writes book/records/warmup.json (--record).
 """
 
 import argparse
-import datetime
 import itertools
-import json
-import os
-import platform
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import torch
+from recording import ONE_CORE, ROOT, origin, save
 
 from annotated_transformer import Transformer, TransformerConfig
 from annotated_transformer.batching import Batch, make_batch
 from annotated_transformer.loss import label_smoothed_cross_entropy
 from annotated_transformer.schedule import learning_rate
 
-ROOT = Path(__file__).resolve().parent.parent
 STEPS, WARMUP, BLOCK = 400, 100, 20  # steps; a block is what one mean is taken over
 PEAKS, SEEDS, NORMS = (1e-3, 3e-3, 1e-2), (0, 1, 2), ("post", "pre")
 BATCH, LENGTHS, SYMBOLS = 64, (4, 8), 10  # pairs; shortest and longest; kinds
@@ -77,8 +72,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-    commit = subprocess.run(git, check=True, capture_output=True, text=True).stdout
+    head = origin("python benchmarks/warmup.py", ["torch"], ONE_CORE)
     started = time.perf_counter()
     runs = []
     for norm, peak, warm, seed in itertools.product(NORMS, PEAKS, (True, False), SEEDS):
@@ -93,11 +87,7 @@ def main() -> None:
             f"{what}: {losses[0]:.3f} … {losses[-1]:.3f}", file=sys.stderr, flush=True
         )
     record = {
-        "command": "python benchmarks/warmup.py",
-        "commit": commit.strip(),
-        "date": datetime.date.today().isoformat(),
-        "device": f"one of {os.cpu_count()} CPU cores, {platform.machine()}",
-        "torch": torch.__version__,
+        **head,
         "seconds": round(time.perf_counter() - started),
         "steps": STEPS,
         "warmup": WARMUP,
@@ -106,9 +96,7 @@ def main() -> None:
         "batch": {"pairs": BATCH, "lengths": LENGTHS, "symbols": SYMBOLS},
         "runs": runs,
     }
-    text = json.dumps(record, indent=1)
-    arguments.record.parent.mkdir(parents=True, exist_ok=True)
-    arguments.record.write_text(text + "\n", encoding="utf-8")
+    save(arguments.record, record)
 
 
 if __name__ == "__main__":

@@ -110,3 +110,38 @@ def test_a_copy_without_history_is_told_its_commit(recording, tmp_path, monkeypa
         recording.git_commit()
     monkeypatch.setenv(recording.COMMIT, "0123456789ab")
     assert recording.git_commit() == "0123456789ab"
+
+
+def test_a_record_says_where_it_is_from(recording, monkeypatch):
+    monkeypatch.setattr(recording, "git_commit", lambda: "0123456789ab")
+    head = recording.origin("python benchmarks/x.py", ["torch", "no-such-package"])
+    assert list(head) == ["command", "commit", "date", "device", "versions"]
+    found = head["command"], head["commit"]
+    assert found == ("python benchmarks/x.py", "0123456789ab")
+    assert head["device"] == recording.ALL_CORES
+    versions = head["versions"]
+    assert versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert versions["no-such-package"] is None and versions["python"]
+
+
+def test_tables_have_a_line_for_each_row(recording, tmp_path):
+    record = tmp_path / "new" / "x.json"
+    rows = [{"n": n, "ms": n / 3} for n in (16, 32)]
+    contents = {"name": "größe", "rows": rows, "none": []}
+    recording.save(record, contents, ["rows", "none"])
+    text = record.read_text(encoding="utf-8")
+    assert json.loads(text) == contents and "größe" in text
+    assert [line for line in text.splitlines() if '"n"' in line] == [
+        f"  {json.dumps(rows[0])},",
+        f"  {json.dumps(rows[1])}",
+    ]
+
+
+def test_a_record_that_would_not_say_what_it_was_given_is_not_written(
+    recording, tmp_path
+):
+    """An empty table of the same name, further up, would get the lines."""
+    contents = {"sizes": {"rows": []}, "rows": [{"n": 1}]}
+    with pytest.raises(AssertionError, match="would not say"):
+        recording.save(tmp_path / "x.json", contents, ["rows"])
+    assert not (tmp_path / "x.json").exists()
