@@ -255,7 +255,7 @@ def add_models(command: argparse.ArgumentParser) -> None:
 def add_search(command: argparse.ArgumentParser) -> None:
     """How translations are looked for."""
     for flag, kind, default, text in (
-        ("--beam", positive, 1, "hypotheses kept (default: 1, greedy; the paper: 4)"),
+        ("--beam", positive, None, "hypotheses kept (default: 1; the paper: 4)"),
         ("--alpha", amount, ALPHA, f"of the length penalty (default: {ALPHA})"),
         ("--min-length", count, 0, "pieces that a translation has at least"),
         ("--batch-size", positive, 64, "sentences at a time (default: 64)"),
@@ -831,7 +831,8 @@ def load(arguments: argparse.Namespace) -> Translator:
 
 def options(arguments: argparse.Namespace, n_lines: int) -> dict:
     """What every search is given, for a chunk of so many lines."""
-    given: dict = {"batch_size": arguments.batch_size, "beam_size": arguments.beam}
+    beam = arguments.beam or getattr(arguments, "n_best", None) or 1
+    given: dict = {"batch_size": arguments.batch_size, "beam_size": beam}
     given["alpha"] = arguments.alpha
     if arguments.min_length:
         given["min_length"] = arguments.min_length
@@ -866,14 +867,10 @@ def rows(
 
 def check_search(arguments: argparse.Namespace) -> None:
     """Options that go together; a beam that is not given is as wide as --n-best."""
-    if arguments.n_best and not arguments.sample:
-        if arguments.beam == 1:
-            arguments.beam = arguments.n_best
-        if arguments.beam < arguments.n_best:
-            raise ValueError(
-                f"--n-best {arguments.n_best} is more than --beam {arguments.beam}"
-            )
-    for name, usual in {"beam": 1, "alpha": ALPHA}.items():
+    n_best, beam = arguments.n_best, arguments.beam
+    if n_best and beam and beam < n_best and not arguments.sample:
+        raise ValueError(f"--n-best {n_best} is more than --beam {beam}")
+    for name, usual in {"beam": None, "alpha": ALPHA}.items():
         if arguments.sample and getattr(arguments, name) != usual:
             raise ValueError(f"--{name} is of a search, and --sample does not search")
     for name, usual in {"temperature": 1.0, "seed": 0}.items():

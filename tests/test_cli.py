@@ -536,7 +536,9 @@ def test_a_byte_order_mark_is_not_translated(run, model):
         (["--seed", "5"], "--seed is of --sample"),
         (["--sample", "--beam", "4"], "--beam is of a search, and --sample does not"),
         (["--sample", "--alpha", "1"], "--alpha is of a search, and --sample does not"),
+        (["--sample", "--beam", "1"], "--beam is of a search, and --sample does not"),
         (["--n-best", "4", "--beam", "2"], "--n-best 4 is more than --beam 2"),
+        (["--n-best", "4", "--beam", "1"], "--n-best 4 is more than --beam 1"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(run, model, options, expected):
