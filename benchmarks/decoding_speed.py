@@ -117,9 +117,8 @@ class Here(System):
         if kind == "bfloat16":
             self.model.bfloat16()
         elif kind == "int8":
-            warnings.simplefilter(
-                "ignore"
-            )  # torch's own form of this is on its way out
+            # torch's own form of this is on its way out
+            warnings.simplefilter("ignore")
             self.model = torch.ao.quantization.quantize_dynamic(self.model, {nn.Linear})
 
     def __call__(self, group: list[list[int]], beam: int, extra: int) -> list:
