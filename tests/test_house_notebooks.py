@@ -75,6 +75,15 @@ def test_an_output_that_is_not_compared_is_asserted(notebook):
             assert asserts, f"a cell that cannot fail:\n{cell.source}"
 
 
+def test_every_exercise_has_one_number_and_one_solution(notebook):
+    text = "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
+    _, _, exercises = text.partition("\n## Exercises\n")
+    asked, _, solved = exercises.partition("<details>")
+    asked = re.findall(r"^(\d+)\. ", asked, re.MULTILINE)
+    solved = re.findall(r"<summary>Solution (\d+)</summary>", solved)
+    assert asked == solved == [str(n + 1) for n in range(len(asked))]
+
+
 def test_each_figure_says_what_it_shows(notebook):
     for cell in code_cells(notebook):
         if any("image/png" in output.get("data", {}) for output in cell.outputs):
