@@ -78,7 +78,10 @@ def read_state(path: Path) -> tuple[Progress, dict]:
     """
     try:
         with safe_open(path, "pt") as file:
-            state = json.loads(file.metadata()["state"])
+            metadata = file.metadata() or {}
+        if "state" not in metadata:
+            raise ValueError("it holds the state of no run")
+        state = json.loads(metadata["state"])
         return Progress(**state["progress"]), state["settings"]
     except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
         others = [other.name for other in path.parent.glob("step-*") if other != path]
@@ -104,11 +107,11 @@ def read_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def check_settings(path: Path, settings: dict) -> None:
-    """Raises ValueError where a checkpoint was written with other settings than these.
+    """Raises ValueError where one of these settings was another when it was written.
 
     The error names the first one that differs, with both its values.
     """
-    _, then = read_state(path)
+    then = {"rate": 1.0} | read_state(path)[1]  # there was no rate at first
     for name, now in json.loads(json.dumps(settings)).items():
         if then.get(name) != now:
             raise ValueError(

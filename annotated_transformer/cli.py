@@ -350,9 +350,9 @@ def build_parser() -> Parser:
     ):
         command = commands.add_parser(name, help=purpose, description=purpose)
         add_arguments(command)
-        command.add_argument(
-            "--device", type=device, default=present, help="default: a GPU, else cpu"
-        )
+        if name not in ("average", "convert"):
+            text = "default: a GPU, else cpu"
+            command.add_argument("--device", type=device, default=present, help=text)
     return parser
 
 
@@ -423,7 +423,11 @@ def corpus_folder(name: str) -> str:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as scratch:
             write_corpus(Path(scratch, "corpus"), **EMBEDDED)
-            os.replace(Path(scratch, "corpus"), folder)
+            try:
+                os.replace(Path(scratch, "corpus"), folder)
+            except OSError:  # another process was first, with the same sentences
+                if not folder.is_dir():
+                    raise
     return str(folder)
 
 
@@ -870,9 +874,10 @@ def check_search(arguments: argparse.Namespace) -> None:
     n_best, beam = arguments.n_best, arguments.beam
     if n_best and beam and beam < n_best and not arguments.sample:
         raise ValueError(f"--n-best {n_best} is more than --beam {beam}")
-    for name, usual in {"beam": None, "alpha": ALPHA}.items():
+    for name, usual in {"beam": None, "alpha": ALPHA, "batch_size": 64}.items():
         if arguments.sample and getattr(arguments, name) != usual:
-            raise ValueError(f"--{name} is of a search, and --sample does not search")
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} is of a search, and --sample does not search")
     for name, usual in {"temperature": 1.0, "seed": 0}.items():
         if not arguments.sample and getattr(arguments, name) != usual:
             raise ValueError(f"--{name} is of --sample")

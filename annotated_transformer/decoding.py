@@ -177,6 +177,12 @@ def _leave(beam: _Beam, kept: Tensor) -> None:
 _Choice = Callable[[_Beam, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
+def _refuse_nan(values: Tensor) -> None:
+    """Raises ValueError where what a model says is no number."""
+    if values.isnan().any():
+        raise ValueError("the model's log-probabilities are not numbers (NaN)")
+
+
 def _run(
     predictor: Predictor, beam: _Beam, choose: _Choice, eos_id: int, alpha: float
 ) -> list[list[Hypothesis]]:
@@ -185,8 +191,7 @@ def _run(
     n_best, log_probs = beam.best.size(1), predictor.start()  # (B, 1, V)
     while True:
         beam.log_probs, beam.parents, last = choose(beam, log_probs)  # (B, K) each
-        if beam.log_probs.isnan().any():
-            raise ValueError("the model's log-probabilities are not numbers (NaN)")
+        _refuse_nan(beam.log_probs)
         tokens = _pick(beam.tokens, beam.parents)  # (B, K, step - 1)
         beam.tokens = torch.cat([tokens, last[..., None]], dim=-1)  # (B, K, step)
         new = _retire(beam, eos_id, alpha)
@@ -311,6 +316,7 @@ def _drawn(
     """
     times = 1 if beam.tokens.size(-1) else n_samples
     p = _narrow(log_probs / temperature, top_k, top_p).softmax(dim=-1)  # (B, K, V)
+    _refuse_nan(p[..., 0])  # a softmax spreads it
     tokens = torch.multinomial(p.flatten(0, 1), times, True, generator=generator)
     tokens = tokens.view(len(p), -1)  # (B, K · times)
     places = torch.arange(p.size(1), device=p.device).repeat_interleave(times)
@@ -402,8 +408,8 @@ def greedy_search(
     translation that has not ended stops at the length of its input plus this many
     tokens (§6.1), the input's eos not counted. Returns B lists of ids, without bos and
     eos. A sentence that has ended leaves the batch. Padding and bos are never chosen.
-    Raises ValueError where extra_length is below 1, and where it and a sentence are
-    more than the model's max_length.
+    Raises ValueError where extra_length is below 1, where it and a sentence are more
+    than the model's max_length, and where a logit is NaN.
     """
     config, limit = model.config, _longest([model], src, extra_length)  # (B,)
     if not len(src):
@@ -419,7 +425,8 @@ def greedy_search(
             hidden = model.decode(tokens[:, None], memory, src_mask, cache=cache)
             logits = model.logits(hidden[:, -1])  # (rows, V)
             logits[:, [config.pad_id, config.bos_id]] = -torch.inf
-            tokens = logits.max(dim=-1).indices  # (rows,), faster than argmax
+            best, tokens = logits.max(dim=-1)  # (rows,) each, faster than argmax
+            _refuse_nan(best)
             chosen[rows, step] = tokens
             step += 1
             going = (tokens != config.eos_id) & (step < limit[rows])
@@ -668,6 +675,8 @@ def log_probability(
     Raises ValueError where their number is not that of the sentences.
     """
     models = _as_list(models)
+    if not len(src) and not len(outputs):
+        return []
     tgt, labels = _teacher(models[0].config, src, outputs)  # (B, T) each
     with evaluating(models):
         answers = [model(src, tgt).float().log_softmax(dim=-1) for model in models]

@@ -74,6 +74,11 @@ def chrf(translations: Sequence[str], references: Sequence[str]) -> Score:
     return _score(CHRF(), translations, references)
 
 
+def _check_resamples(n: int) -> None:
+    if n < 2:
+        raise ValueError(f"n_resamples is {n}: it must be at least 2")
+
+
 class Interval(NamedTuple):
     """What scores of resampled test sets look like."""
 
@@ -85,7 +90,11 @@ class Interval(NamedTuple):
 def bleu_interval(
     translations: Sequence[str], references: Sequence[str], n_resamples: int = 1000
 ) -> Interval:
-    """How far BLEU might be off by the choice of the test set; arguments as `bleu`."""
+    """How far BLEU might be off by the choice of the test set; arguments as `bleu`.
+
+    Raises ValueError also where n_resamples is below 2.
+    """
+    _check_resamples(n_resamples)
     _score(metric := BLEU(), translations, references)  # refuses what has no score
     score = metric.corpus_score(
         list(translations), [list(references)], n_bootstrap=n_resamples
@@ -107,7 +116,8 @@ def compare_bleu(
     references: Sequence[str],
     n_resamples: int = 1000,
 ) -> Comparison:
-    """Paired bootstrap of two systems' translations; arguments as `bleu`."""
+    """Paired bootstrap of two systems' translations; arguments as `bleu_interval`."""
+    _check_resamples(n_resamples)
     before, after = (bleu(one, references).value for one in (first, second))
     systems = [("first", list(first)), ("second", list(second))]
     test = PairedTest(
@@ -115,4 +125,6 @@ def compare_bleu(
     )
     signatures, results = test()
     p_value = results["BLEU"][1].p_value
+    if after == before:  # sacreBLEU counts what is farther than nothing
+        p_value = 1.0
     return Comparison(after - before, p_value, str(signatures["BLEU"]))

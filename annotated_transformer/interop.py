@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from .attention import padding_mask
+from .decoding import evaluating
 from .layers import LAYER_NORM_EPS, DecoderCache
 from .model import (
-    EncoderDecoder,
     Transformer,
     TransformerConfig,
 )
@@ -26,6 +26,9 @@ from .translator import (
     EXTRA_LENGTH,
     TOKENIZER,
     Translator,
+    in_groups,
+    text_lines,
+    too_long,
 )
 
 __all__ = ["to_ctranslate2", "to_onnx", "OnnxTranslator"]
@@ -44,12 +47,14 @@ def _optional(name: str) -> ModuleType:
         ) from None
 
 
-def _transformer(model: EncoderDecoder) -> Transformer:
-    """The same model. Raises ValueError where it is of another kind."""
-    if not isinstance(model, Transformer):
-        kind = model.config.kind
+def _transformer(translator: Translator) -> Transformer:
+    """Its model. Raises ValueError where there are more, or it is of another kind."""
+    if translator.others:
+        raise ValueError("an ensemble is several models: convert each by itself")
+    if not isinstance(translator.model, Transformer):
+        kind = translator.model.config.kind
         raise ValueError(f"a {kind} model: other runtimes take a transformer only")
-    return model
+    return translator.model
 
 
 def _numpy(x: Tensor) -> np.ndarray:
@@ -121,7 +126,7 @@ def to_ctranslate2(
     Raises ValueError for a shape that CTranslate2 does not have, RuntimeError where it
     is not installed.
     """
-    spec = _specification(_transformer(translator.model))
+    spec = _specification(_transformer(translator))
     processor = translator.tokenizer.processor
     pieces = [processor.id_to_piece(i) for i in range(processor.vocab_size())]
     spec.register_source_vocabulary(pieces)
@@ -189,7 +194,7 @@ def to_onnx(translator: Translator, directory: str | Path) -> None:
     no `Transformer`, RuntimeError where onnx is not installed.
     """
     _optional("onnx")
-    directory, model = Path(directory), _transformer(translator.model).eval()
+    directory, model = Path(directory), _transformer(translator)
     directory.mkdir(parents=True, exist_ok=True)
     n = model.config.n_layers
     past, memory, longer = (
@@ -214,7 +219,7 @@ def to_onnx(translator: Translator, directory: str | Path) -> None:
             sizes | token,
         ),
     ):
-        with warnings.catch_warnings():
+        with evaluating([model]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of an exporter that will be replaced
             torch.onnx.export(
                 module.eval(),
@@ -254,14 +259,16 @@ class OnnxTranslator:
         self.tokenizer = Tokenizer.load(directory / TOKENIZER)
 
     def translate(self, lines: Iterable[str], batch_size: int = 64) -> list[str]:
-        """As `Translator.translate` does it greedily."""
-        lines = list(lines)
+        """As `Translator.translate` does it greedily, with its errors."""
+        lines, longest = list(text_lines(lines)), self.config.max_length - EXTRA_LENGTH
         encoded = [self.tokenizer.encode(line) for line in lines]
+        for number, ids in enumerate(encoded, start=1):
+            if len(ids) > longest:
+                raise ValueError(f"line {number}: {too_long(ids, longest)}")
         order = [i for i, line in enumerate(lines) if line.strip()]
         order.sort(key=lambda i: len(encoded[i]), reverse=True)
         outputs = [""] * len(lines)
-        for start in range(0, len(order), batch_size):
-            group = order[start : start + batch_size]
+        for group in in_groups(order, batch_size):
             found = self.search([encoded[i] for i in group])
             for i, ids in zip(group, found, strict=True):
                 outputs[i] = re.sub(r"[\r\n]+", " ", self.tokenizer.decode(ids))

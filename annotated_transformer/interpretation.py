@@ -235,8 +235,8 @@ def linear_probe(
     (x, y), (x_test, y_test) = ((v.detach().double(), c) for v, c in (train, test))
     mean, deviation = x.mean(dim=0), x.std(dim=0).clamp(min=1e-6)
     x, x_test = (x - mean) / deviation, (x_test - mean) / deviation
-    weight = torch.zeros(x.size(1), int(y.max()) + 1, dtype=torch.float64)
-    bias = torch.zeros(weight.size(1), dtype=torch.float64)
+    weight = x.new_zeros(x.size(1), int(y.max()) + 1)
+    bias = x.new_zeros(weight.size(1))
     weight.requires_grad_()
     bias.requires_grad_()
     optimizer = torch.optim.LBFGS(

@@ -108,8 +108,9 @@ def projected_cross_entropy(
     """`label_smoothed_cross_entropy` of hidden · weightᵀ, a block of logits at a time.
 
     hidden: (…, D), what the decoder returns. weight: (V, D), the pre-softmax matrix.
-    target, smoothing, pad_id and what is returned and raised: as there. Under autocast
-    the products are in its type; the softmax is in float32 always. Differentiable
+    target, smoothing and what is returned and raised: as there. pad_id: as there, and
+    in [0, V), since a GPU computes rows of padding too. Under autocast the products are
+    in its type; the softmax is in float32 always. Differentiable
     once, and compiled as one operator; what is inside it is compiled for itself.
     """
     _check_smoothing(smoothing)

@@ -250,13 +250,13 @@ class Tokenizer:
         than one by one. threads: how many of them at a time. Raises ValueError, naming
         the place, for half of a surrogate pair, which no text has.
         """
+        alone = isinstance(text, str)
+        lines = [line.replace("▁", " ") for line in ([text] if alone else text)]
         try:
-            if isinstance(text, str):
-                return self.processor.encode(text.replace("▁", " "))
-            lines = [line.replace("▁", " ") for line in text]
+            if alone:
+                return self.processor.encode(lines[0])
             return self.processor.encode(lines, num_threads=threads)
         except (RuntimeError, TypeError):
-            lines = [text] if isinstance(text, str) else lines
             for number, line in enumerate(lines, start=1):
                 if half := re.search("[\ud800-\udfff]", line):
                     raise ValueError(

@@ -425,8 +425,6 @@ def run_settings(
     settings = {**asdict(config), **model.to_dict()}
     for name in OF_SAVING:
         del settings[name]
-    if config.rate == 1.0:
-        del settings["rate"]  # as in checkpoints of before there was one
     if batches is not None:
         settings["batches"] = len(batches)
         settings["target tokens"] = batches.target_tokens(slice(None))

@@ -179,7 +179,24 @@ class Attention(NamedTuple):
 _Result = TypeVar("_Result")
 
 
-def _texts(lines: Iterable[str] | Path) -> Iterator[str]:
+def in_groups(order: list[int], batch_size: int) -> list[list[int]]:
+    """Neighbours together. Raises ValueError for groups of less than one."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def too_long(ids: list[int], longest: int) -> str:
+    """What is said of a sentence above a model's longest."""
+    if longest < 1:
+        return f"the model's max_length leaves no room for {EXTRA_LENGTH} more tokens"
+    return (
+        f"{len(ids)} tokens, more than the {longest} the model takes: "
+        "give it one sentence a line"
+    )
+
+
+def text_lines(lines: Iterable[str] | Path) -> Iterator[str]:
     """The lines of a list, an iterator, an open file or a path, without line ends."""
     if isinstance(lines, str):
         raise TypeError("lines is a string: hand over a list of sentences")
@@ -216,14 +233,14 @@ def _in_batches(
     search: called with src, (B, S), and the numbers of its lines, from 0.
     """
     encoded: list[list[int]] = []
-    for number, line in enumerate(_texts(lines), start=1):
+    for number, line in enumerate(text_lines(lines), start=1):
         try:
             encoded.append(translator.encode(line) if line.strip() else [])
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from None
     order = [i for i, ids in enumerate(encoded) if ids]
     order.sort(key=lambda i: len(encoded[i]), reverse=True)
-    groups = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    groups = in_groups(order, batch_size)
     models, special = [translator.model, *translator.others], translator.tokenizer
     device = translator.model.embedding.weight.device
 
@@ -246,10 +263,18 @@ def _with_starts(
     """The lines, and the pieces with which the translation of each begins."""
     if prefixes is None:
         return lines, None
-    lines = list(_texts(lines))
+    lines = list(text_lines(lines))
     if len(prefixes) != len(lines):
         raise ValueError(f"{len(prefixes)} prefixes for {len(lines)} lines")
-    return lines, [translator.tokenizer.encode(prefix) for prefix in prefixes]
+    starts = [translator.tokenizer.encode(prefix) for prefix in prefixes]
+    for number, (line, start) in enumerate(zip(lines, starts, strict=True), start=1):
+        most = len(translator.tokenizer.encode(line)) + EXTRA_LENGTH
+        if len(start) > most and line.strip():
+            raise ValueError(
+                f"line {number}: a prefix of {len(start)} tokens, and its translation "
+                f"has {most} at most"
+            )
+    return lines, starts
 
 
 def _translations(
@@ -296,10 +321,7 @@ class Translator:
         models = self.model, *self.others
         longest = min(one.config.max_length for one in models) - EXTRA_LENGTH
         if len(ids) > longest:
-            raise ValueError(
-                f"{len(ids)} tokens, more than the {longest} the model takes: "
-                "give it one sentence a line"
-            )
+            raise ValueError(too_long(ids, longest))
         return ids
 
     def decode(self, ids: list[int]) -> str:
@@ -419,15 +441,16 @@ class Translator:
         other -inf. Raises ValueError where there are not as many translations as lines,
         and, naming it, at one that is too long.
         """
-        outputs, longest = [], self.model.config.max_length - 1
-        for number, text in enumerate(_texts(translations), start=1):
+        models = self.model, *self.others
+        outputs, longest = [], min(one.config.max_length for one in models) - 1
+        for number, text in enumerate(text_lines(translations), start=1):
             outputs.append(self.tokenizer.encode(text))
             if len(outputs[-1]) > longest:
                 raise ValueError(
                     f"translation {number}: {len(outputs[-1])} tokens, more than the "
                     f"{longest} the model takes"
                 )
-        lines = list(_texts(lines))
+        lines = list(text_lines(lines))
         if len(lines) != len(outputs):
             raise ValueError(f"{len(outputs)} translations for {len(lines)} lines")
 
@@ -519,8 +542,11 @@ class Translator:
     ) -> "Translator":
         """Several models of one tokenizer, each named as for `from_pretrained`.
 
-        Raises ValueError, naming it, where one has another tokenizer than the first.
+        Raises ValueError where there is none and, naming it, where one has another
+        tokenizer than the first.
         """
+        if not names:
+            raise ValueError("an ensemble of no models")
         first, *others = (cls.from_pretrained(name, device) for name in names)
         for name, other in zip(names[1:], others, strict=True):
             if other.tokenizer.model != first.tokenizer.model:

@@ -565,6 +565,22 @@ def test_the_recurrent_model_is_two_chains_of_steps():
     assert torch.allclose(logits, expected, atol=1e-4)
 
 
+def test_at_the_start_a_cell_keeps_three_quarters():
+    """The forget gates of every LSTM add up to a bias of 1, and no gate else does."""
+    one, other = make("recurrent"), make("recurrent-attention")
+    bound = 2 / one.config.d_hidden**0.5  # two biases as torch draws them
+    for lstm in (one.encoder, one.decoder, other.encoder):
+        for name, bias in lstm.named_parameters():
+            if name.startswith("bias_ih"):
+                total = bias + getattr(lstm, name.replace("ih", "hh"))
+                i, f, g, o = total.detach().chunk(4)
+                assert ((f - 1).abs() < bound).all()
+                assert all(x.abs().max() < bound < 1 for x in (i, g, o))
+    assert (other.w_y.bias.detach().chunk(4)[1] == 1).all()
+    product = other.w_s.weight.mT @ other.w_s.weight  # (H, H)
+    torch.testing.assert_close(product.detach(), torch.eye(len(product)))
+
+
 def test_its_memory_is_one_vector_whatever_the_length():
     model = vivid("recurrent")
     src = rectangle(sentences())

@@ -475,6 +475,31 @@ def test_lines_arrive_as_they_are_there():
     assert [len(chunk) for chunk in chunks] == [3, 3, 1]
 
 
+def test_two_first_runs_make_the_embedded_corpus_at_once(tmp_path, monkeypatch):
+    """The one that comes second finds the folder there, and takes it."""
+    monkeypatch.setattr(cli, "cache_folder", lambda: tmp_path)
+
+    def written_meanwhile(folder, **sizes):
+        for place in (folder, next(tmp_path.glob(".part-*")).with_name(name)):
+            place.mkdir(parents=True, exist_ok=True)
+            (place / "train.en").write_text("A dog.\n")
+
+    monkeypatch.setattr(cli, "write_corpus", lambda folder, **sizes: None)
+    monkeypatch.setattr(cli.os, "replace", lambda before, after: None)
+    name = Path(cli.corpus_folder("embedded")).name
+    monkeypatch.undo()
+    monkeypatch.setattr(cli, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(cli, "write_corpus", written_meanwhile)
+    folder = Path(cli.corpus_folder("embedded"))
+    assert folder == tmp_path / name and list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("command", ["average", "convert"])
+def test_what_computes_nothing_has_no_device(run, command):
+    code, out, _ = run(command, "--help")
+    assert code == 0 and "--out" in out and "--device" not in out
+
+
 def test_n_best_and_scores(run, model, monkeypatch):
     lines = [*ENGLISH[:4], "", ENGLISH[5]]
     found = Translator.from_pretrained(model).n_best(lines, 3, beam_size=4, alpha=0.5)
@@ -536,6 +561,10 @@ def test_a_byte_order_mark_is_not_translated(run, model):
         (["--seed", "5"], "--seed is of --sample"),
         (["--sample", "--beam", "4"], "--beam is of a search, and --sample does not"),
         (["--sample", "--alpha", "1"], "--alpha is of a search, and --sample does not"),
+        (
+            ["--sample", "--batch-size", "8"],
+            "--batch-size is of a search, and --sample",
+        ),
         (["--sample", "--beam", "1"], "--beam is of a search, and --sample does not"),
         (["--n-best", "4", "--beam", "2"], "--n-best 4 is more than --beam 2"),
         (["--n-best", "4", "--beam", "1"], "--n-best 4 is more than --beam 1"),

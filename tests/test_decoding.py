@@ -130,6 +130,7 @@ def test_an_empty_sentence_and_an_empty_batch():
     assert greedy_search(model, rectangle([[]])) == [step_by_step(model, [])]
     assert greedy_search(model, torch.zeros(0, 4, dtype=torch.int64)) == []
     assert greedy_search(model, torch.zeros(0, 0, dtype=torch.int64)) == []
+    assert log_probability(model, torch.zeros(0, 4, dtype=torch.int64), []) == []
 
 
 def test_padding_and_bos_are_never_chosen():
@@ -462,6 +463,11 @@ def test_options_that_make_no_sense():
 def test_a_model_that_says_nan_is_named():
     with pytest.raises(ValueError, match="NaN"):
         search(Tables([lambda prefix: [math.nan] * 3]), torch.tensor([5]), END)
+
+
+def test_a_sample_of_nan_is_named():
+    with pytest.raises(ValueError, match="NaN"):
+        draw(Tables([lambda prefix: [math.nan, -1.0, -2.0]]), torch.tensor([5]), END)
 
 
 # Samples

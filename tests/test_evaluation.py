@@ -164,6 +164,23 @@ def test_a_comparison_tells_better_from_equal():
     assert same.p_value > 0.05 and "seed:12345" in same.signature
 
 
+def test_the_same_translations_are_no_different():
+    references = REFERENCES * 40
+    same = worse(references, 0.3)
+    found = compare_bleu(same, list(same), references, 50)
+    assert (found.difference, found.p_value) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("n", [1, 0, -5])
+def test_one_resample_is_no_interval(n):
+    for resample in (
+        lambda: bleu_interval(REFERENCES, REFERENCES, n),
+        lambda: compare_bleu(REFERENCES, REFERENCES, REFERENCES, n),
+    ):
+        with pytest.raises(ValueError, match=f"n_resamples is {n}"):
+            resample()
+
+
 @pytest.mark.parametrize(
     ("translations", "references"), [(["a"], ["a", "b"]), (["a"], []), ([], [])]
 )

@@ -136,6 +136,35 @@ def test_onnx_gives_the_same(tokenizer, tmp_path, changes):
     assert other.translate([]) == []
 
 
+def test_onnx_takes_and_refuses_what_the_translator_does(tokenizer, tmp_path):
+    translator = make(tokenizer)
+    translator.model.train()
+    to_onnx(translator, tmp_path)
+    assert translator.model.training
+    other, sources = OnnxTranslator(tmp_path), []
+    search = other.search
+    other.search = lambda group: sources.extend(group) or search(group)
+    ends = [f"{line}\r\n" for line in LINES]
+    assert other.translate(ends) == translator.translate(ends)
+    assert sorted(sources) == sorted(map(tokenizer.encode, LINES))
+    long = [LINES[0], "a " * 80]
+    for each in (translator, other):
+        with pytest.raises(TypeError, match="hand over a list"):
+            each.translate("Hi")
+        with pytest.raises(ValueError, match="line 2: .* more than the 70 the model"):
+            each.translate(long)
+        with pytest.raises(ValueError, match="batch_size is 0"):
+            each.translate(LINES, 0)
+
+
+@pytest.mark.parametrize("convert", [to_onnx, to_ctranslate2])
+def test_an_ensemble_is_not_converted_in_part(tokenizer, tmp_path, convert):
+    both = Translator(make(tokenizer).model, tokenizer, [make(tokenizer).model])
+    with pytest.raises(ValueError, match="an ensemble is several models"):
+        convert(both, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_the_first_logits_of_onnx(tokenizer, tmp_path):
     translator = make(tokenizer)
     to_onnx(translator, tmp_path)

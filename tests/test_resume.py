@@ -12,14 +12,17 @@ from pathlib import Path
 import pytest
 
 import runs
+from annotated_transformer import TransformerConfig
 from annotated_transformer.checkpoints import (
     Progress,
     RunFolder,
+    check_settings,
     checkpoints,
     read_state,
     read_tensors,
     write_checkpoint,
 )
+from annotated_transformer.training import TrainingConfig, run_settings
 
 
 def contents(folder):
@@ -160,6 +163,23 @@ def test_what_a_run_does_not_go_on_from(tmp_path):
     assert len(checkpoints(out)) <= 2
     refused([], "already holds a finished run")
     refused(["--warmup", "30"], "already holds a finished run")
+
+
+def test_another_factor_of_the_learning_rate_is_refused(tmp_path):
+    """Also where one of the two is the usual 1, which old checkpoints do not name."""
+    model, path = TransformerConfig.tiny(300), tmp_path / "step-00000001.safetensors"
+    settings = {rate: run_settings(model, TrainingConfig(rate=rate)) for rate in (1, 2)}
+    old = {name: value for name, value in settings[1].items() if name != "rate"}
+    for then, now, told in (
+        (settings[2], settings[1], "rate 2, and this one has 1"),
+        (settings[1], settings[2], "rate 1, and this one has 2"),
+        (old, settings[2], "rate 1.0, and this one has 2"),
+    ):
+        write_checkpoint(path, {}, Progress(step=1), then)
+        with pytest.raises(ValueError, match=told):
+            check_settings(path, now)
+        check_settings(path, then)
+    check_settings(path, settings[1])
 
 
 @runs.in_fresh_python

@@ -116,6 +116,12 @@ def test_half_of_a_surrogate_pair_is_refused(tokenizer):
         Tokenizer.train(["a\ud83d"], 300)
 
 
+@pytest.mark.parametrize("text", [None, 3])
+def test_what_is_no_text_is_a_type_error(tokenizer, text):
+    with pytest.raises(TypeError, match="not iterable"):
+        tokenizer.encode(text)
+
+
 def test_learned_pieces_are_used(tokenizer):
     """Frequent words are one piece, and no letter of the text needs bytes."""
     assert tokenizer.pieces("Hund dog") == ["▁Hund", "▁dog"]

@@ -170,6 +170,35 @@ def test_a_sentence_that_is_too_long_is_named_and_never_cut(tokenizer):
         translator.translate([fits, "", too_long, too_long])
 
 
+def test_a_model_without_room_for_an_output_says_so(tokenizer):
+    with pytest.raises(ValueError, match="line 1: the model's max_length leaves no"):
+        make(tokenizer, max_length=50).translate(["a"])
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_has_sentences(tokenizer, batch_size):
+    translator = make(tokenizer)
+    with pytest.raises(ValueError, match=f"batch_size is {batch_size}"):
+        translator.translate(LINES, batch_size)
+    with pytest.raises(ValueError, match=f"batch_size is {batch_size}"):
+        translator.n_best(LINES, 2, batch_size)
+    with pytest.raises(ValueError, match=f"batch_size is {batch_size}"):
+        translator.score(LINES, LINES, batch_size)
+
+
+def test_a_broken_model_does_not_pass_for_a_silent_one(tokenizer):
+    translator = make(tokenizer)
+    with torch.no_grad():
+        translator.model.embedding.weight[5] = torch.nan
+    for search in (
+        lambda: translator.translate(LINES),
+        lambda: translator.translate(LINES, beam_size=2),
+        lambda: translator.sample(LINES),
+    ):
+        with pytest.raises(ValueError, match=r"not numbers \(NaN\)"):
+            search()
+
+
 def test_one_string_is_not_a_list_of_lines(tokenizer):
     with pytest.raises(TypeError, match="list of sentences"):
         make(tokenizer).translate("A dog runs.")
@@ -233,6 +262,15 @@ def test_prefixes_stay_with_their_lines(tokenizer):
         assert all(one.text.startswith(prefix) for one in some)
     with pytest.raises(ValueError, match="1 prefixes for 6 lines"):
         translator.n_best(LINES, prefixes=["A"])
+
+
+def test_a_prefix_that_is_too_long_names_its_line(tokenizer):
+    prefixes = ["Hund " * 70, "Ein", "Hund " * 70]
+    lines = ["A dog.", LINES[1], ""]  # a blank line has no translation to begin
+    with pytest.raises(ValueError, match="line 1: a prefix of 350 tokens"):
+        make(tokenizer, max_length=400).n_best(lines, prefixes=prefixes)
+    found = make(tokenizer).n_best(lines, prefixes=["Ein", *prefixes[1:]])
+    assert [best.text[:3] for best, *_ in found] == ["Ein", "Ein", ""]
 
 
 def test_attention_names_the_pieces(tokenizer):
@@ -319,6 +357,16 @@ def test_a_score_is_the_log_probability_of_the_pieces_and_eos(tokenizer):
     for batch_size in (1, 64):
         scores = translator.score(iter(LINES), outputs, batch_size)
         assert scores == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_score_has_room_in_every_model(tokenizer):
+    large, small = make(tokenizer), make(tokenizer, seed=1, max_length=60)
+    both = Translator(large.model, tokenizer, [small.model])
+    long = "a" + " 5" * 40
+    assert 60 < len(tokenizer.encode(long)) < 110
+    assert len(large.score(["a"], [long])) == 1
+    with pytest.raises(ValueError, match="translation 1: .* more than the 59"):
+        both.score(["a"], [long])
 
 
 def test_scores_of_blank_lines_and_of_lines_without_a_partner(tokenizer):
@@ -441,6 +489,19 @@ def test_the_last_checkpoints_are_averaged(tokenizer, tmp_path):
     for n in (0, 4):
         with pytest.raises(ValueError, match=f"run has 3 checkpoints, and {n} are"):
             last_checkpoints(tmp_path / "run", n)
+
+
+def test_an_ensemble_of_none():
+    with pytest.raises(ValueError, match="an ensemble of no models"):
+        Translator.ensemble([])
+
+
+def test_weights_alone_are_no_checkpoint(tokenizer, tmp_path):
+    make(tokenizer).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(ValueError, match="holds the state of no run") as caught:
+        Translator.from_pretrained(path)
+    assert str(path) in str(caught.value)
 
 
 def test_an_ensemble_from_the_disk(tokenizer, tmp_path):
