@@ -54,12 +54,15 @@ class Words(NamedTuple):
     owner: list[int]
 
 
+def _bytes(piece: str) -> bytes:
+    """What a piece is made of; some are one byte of a character that is rare."""
+    found = _BYTE.fullmatch(piece)
+    return bytes.fromhex(found[1]) if found else piece.encode()
+
+
 def _text(pieces: Sequence[str]) -> str:
     """The text of some pieces, bytes put together; blanks at the ends are dropped."""
-    data = b"".join(
-        bytes.fromhex(found[1]) if (found := _BYTE.fullmatch(piece)) else piece.encode()
-        for piece in pieces
-    )
+    data = b"".join(map(_bytes, pieces))
     return data.decode("utf-8", "replace").replace("▁", " ").strip()
 
 
@@ -105,11 +108,11 @@ def given_words(pieces: Sequence[str], tokens: Sequence[str]) -> Words:
     """
     start = next((i for i, p in enumerate(pieces) if p not in SPECIAL), len(pieces))
     end = next((i for i, p in enumerate(pieces[start:], start) if p in SPECIAL), None)
-    letters = [piece.replace("▁", "") for piece in pieces[start:end]]
-    spelt, asked = "".join(letters), "".join(tokens)
+    letters = [_bytes(piece.replace("▁", "")) for piece in pieces[start:end]]
+    spelt, asked = b"".join(letters).decode("utf-8", "replace"), "".join(tokens)
     if spelt != asked:
         raise ValueError(f"the pieces spell {spelt!r} and the words {asked!r}")
-    word_at = [number for number, token in enumerate(tokens) for _ in token]
+    word_at = [number for number, token in enumerate(tokens) for _ in token.encode()]
     begins = accumulate(map(len, letters[:-1]), initial=0)
     owner = [start + word_at[begin] for begin in begins] if letters else []
     for number, token in enumerate(tokens, start):

@@ -82,6 +82,11 @@ def test_words_that_are_given():
     assert texts == ["<s>", "didn't", "go", ".", "</s>"]
     assert owner == [0, 1, 1, 1, 2, 3, 4]
     assert given_words(["▁a"], ["a"]) == (["a"], [0])
+    bird = ["▁", "<0xF0>", "<0x9F>", "<0xA6>", "<0x9C>", "▁ü", "ber", "</s>"]
+    assert given_words(bird, ["🦜", "über"]) == (
+        ["🦜", "über", "</s>"],
+        [0, 0, 0, 0, 0, 1, 1, 2],
+    )
     assert given_words(["</s>"], []) == (["</s>"], [0])
     with pytest.raises(ValueError, match="spell 'ab' and the words 'a'"):
         given_words(["▁ab"], ["a"])
