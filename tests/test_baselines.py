@@ -429,8 +429,8 @@ def test_the_rate_multiplies_the_schedule(tmp_path):
     whole, quarter = [list(map(float, each)) for each in rates]
     assert quarter == pytest.approx([rate / 4 for rate in whole])
     shape = RecurrentConfig(11)
-    assert "rate" not in run_settings(shape, TrainingConfig())  # as older runs have it
-    assert run_settings(shape, TrainingConfig(rate=0.25))["rate"] == 0.25
+    for rate in (1.0, 0.25):
+        assert run_settings(shape, TrainingConfig(rate=rate))["rate"] == rate
     with pytest.raises(ValueError, match="rate is 0: it must be positive"):
         TrainingConfig(rate=0)
 
